@@ -1,0 +1,451 @@
+"""GPT-NeoX in one file: settings, block, model, generation, Hugging Face in and out.
+
+What it is (Black et al. 2022, https://arxiv.org/abs/2204.06745; the same shape as Pythia):
+- attention and MLP read the same residual stream and are added together (`parallel_residual`; False gives GPT-2's order)
+- rotary position embeddings on the first `rotary_pct` of every head, no learnt positions
+- one fused projection for queries, keys and values, laid out head by head
+- LayerNorm with bias, biases in every projection, an output head of its own (`tie_embeddings` shares it instead)
+- small-init for what reads the residual stream, wang-init for what writes to it
+
+Modules carry the names of Hugging Face's `GPTNeoXForCausalLM`, so a state_dict is a checkpoint there and the other way round.
+Shapes in comments: B batch, T tokens, C = n_embd, H heads, D = C / H, V vocabulary.
+"""
+
+import json
+import math
+import os
+import pickle  # for the name of an error alone
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+GELU = {"gelu": "none", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # Hugging Face's names
+
+
+@dataclass
+class NeoXConfig:
+    vocab_size: int = 50304
+    block_size: int = 2048  # context length, in tokens
+    n_layer: int = 6
+    n_head: int = 8
+    n_embd: int = 512
+    n_inner: int = 0  # width of the MLP; 0: 4 * n_embd
+    rotary_pct: float = 0.25  # share of each head's dimensions that is rotated
+    rotary_base: float = 10000.0
+    parallel_residual: bool = True
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+    activation: str = "gelu"  # or "gelu_fast", the tanh form of GPT-NeoX-20B
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        self.n_inner = self.n_inner or 4 * self.n_embd
+        if min(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd) < 1:
+            raise ValueError("vocab_size, block_size, n_layer, n_head and n_embd must each be 1 or more")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+        if not 0 <= self.rotary_pct <= 1 or self.rotary_dim % 2:
+            raise ValueError(f"rotary_pct={self.rotary_pct} of {self.head_dim} dimensions a head must be an even number of them")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be from 0 up to, not including, 1")
+        if self.activation not in GELU:
+            raise ValueError(f"activation must be one of {', '.join(GELU)}, not {self.activation!r}")
+
+    @property
+    def head_dim(self):
+        return self.n_embd // self.n_head
+
+    @property
+    def rotary_dim(self):
+        return int(self.head_dim * self.rotary_pct)
+
+
+def rotary_tables(config):
+    """cos and sin, each (block_size, rotary_dim), float32 (Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34)."""
+    dim = config.rotary_dim
+    frequency = 1.0 / config.rotary_base ** (torch.arange(0, dim, 2).float() / max(dim, 1))
+    angle = torch.outer(torch.arange(config.block_size).float(), frequency)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Turn the first rotary_dim dimensions of x (B, H, T, D) by position, NeoX's way: pairs are half a rotary_dim apart."""
+    dim = cos.size(-1)
+    turned, passed = x[..., :dim], x[..., dim:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned.type_as(x), passed), dim=-1)
+
+
+def attend(q, k, v, mask, dropout):
+    """softmax(q k^T / sqrt(D)) v for q (B, H, T, D), k and v (B, H, S, D); causal unless a boolean mask says who sees whom."""
+    T = q.size(-2)
+    if mask is None and q.device.type == "cpu" and q.requires_grad and T <= 512:
+        # Written out, because the backward of torch's fused attention is slow on CPUs (a whole training step took 1.26 times
+        # as long), and without autocast, which would do the softmax in float32 (1.13 times): it sums in float32 in any case.
+        with torch.autocast("cpu", enabled=False):
+            causal = torch.full((T, T), -math.inf, dtype=v.dtype).triu(1)
+            weights = (q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1) + causal).softmax(dim=-1)  # (B, H, T, T)
+            return F.dropout(weights, dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.query_key_value = nn.Linear(config.n_embd, 3 * config.n_embd)  # rows: head 0's q, k, v, head 1's q, k, v, ...
+        self.dense = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, cos, sin, cache=None, start=0, mask=None):
+        B, T, C = x.shape
+        heads = self.query_key_value(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, 3 D)
+        q, k, v = heads.chunk(3, dim=-1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:  # (2, B, H, block_size, D), filled up to `start`
+            cache[0, :, :, start : start + T] = k
+            cache[1, :, :, start : start + T] = v
+            k, v = cache[:, :, :, : start + T]
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        return self.dense(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.approximate = GELU[config.activation]
+        self.dense_h_to_4h = nn.Linear(config.n_embd, config.n_inner)
+        self.dense_4h_to_h = nn.Linear(config.n_inner, config.n_embd)
+
+    def forward(self, x):
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate=self.approximate))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.parallel_residual = config.parallel_residual
+        self.input_layernorm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x, *attention_args):
+        attended = self.drop(self.attention(self.input_layernorm(x), *attention_args))
+        if self.parallel_residual:
+            return x + attended + self.drop(self.mlp(self.post_attention_layernorm(x)))
+        x = x + attended
+        return x + self.drop(self.mlp(self.post_attention_layernorm(x)))
+
+
+class NeoX(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.gpt_neox = nn.ModuleDict(
+            dict(
+                embed_in=nn.Embedding(config.vocab_size, config.n_embd),
+                layers=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                final_layer_norm=nn.LayerNorm(config.n_embd, eps=config.norm_eps),
+            )
+        )
+        self.drop = nn.Dropout(config.dropout)
+        self.embed_out = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.embed_out.weight = self.gpt_neox.embed_in.weight
+        cos, sin = rotary_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.init_weights()
+
+    def init_weights(self):
+        """Small-init (Nguyen & Salazar 2019, https://arxiv.org/abs/1910.05895), and wang-init (Wang & Komatsuzaki 2021,
+        mesh-transformer-jax) for the two projections of each block that write to the residual stream."""
+        C, L = self.config.n_embd, self.config.n_layer
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
+                nn.init.normal_(parameter, std=2 / L / math.sqrt(C))
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=math.sqrt(2 / (5 * C)))
+            else:
+                nn.init.constant_(parameter, 1.0 if name.endswith("norm.weight") else 0.0)
+
+    def hidden(self, idx, cache=None, start=0, mask=None):
+        """idx (B, T), at positions start .. start + T - 1, to the final LayerNorm's output (B, T, C)."""
+        stop = start + idx.size(1)
+        if stop > self.config.block_size:
+            raise ValueError(f"{stop} tokens do not fit the context of block_size={self.config.block_size}")
+        cos, sin = self.cos[start:stop], self.sin[start:stop]
+        x = self.drop(self.gpt_neox.embed_in(idx))
+        for i, layer in enumerate(self.gpt_neox.layers):
+            x = layer(x, cos, sin, None if cache is None else cache[i], start, mask)
+        return self.gpt_neox.final_layer_norm(x)
+
+    def forward(self, idx, targets=None):
+        """idx (B, T) int64 to logits (B, T, V) and, with targets (B, T), the mean cross-entropy in nats per token.
+
+        Targets are the tokens that follow, already shifted; -100 is left out of the mean."""
+        logits = self.embed_out(self.hidden(idx))
+        if targets is None:
+            return logits, None
+        wide = torch.promote_types(logits.dtype, torch.float32)  # the sum over the vocabulary needs more than 16 bits
+        return logits, F.cross_entropy(logits.to(wide).flatten(0, 1), targets.flatten())
+
+    @torch.no_grad()
+    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
+                 stop_ids=(), stop=None, first_ids=None, seed=None, stream=None, use_cache=True):  # fmt: skip
+        """Continue each prompt; returns one list of new token ids for each.
+
+        prompts: token id lists, of any lengths from 1. temperature 0 takes the likeliest token; top_k=0 and top_p=1 keep all.
+        repetition_penalty: as in CTRL (Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1), over prompt and output.
+        stop_ids: a row ends with the first such token. stop: called with a row's output so far; True ends the row.
+        first_ids: for each row, the tokens of which its first must be one (see Tokenizer.heal).
+        stream: called at each step with one token id per row, None for rows that have ended.
+
+        The context window: the model sees at most block_size tokens. When they are full, the oldest half goes and the rest is
+        read anew from position 0, so a token costs one step nearly always, and at least half the window is always in sight.
+        A prompt longer than the window loses its beginning in the same way. In a batch the window belongs to all rows
+        together: short prompts are padded on the left, unseen by attention. With and without the cache the same tokens are seen
+        at every step, so both give the same output, but for rounding where two tokens are all but equally likely."""
+        was_training, device, block_size = self.training, self.cos.device, self.config.block_size
+        if not prompts or not all(prompts):
+            raise ValueError("every prompt needs at least one token")
+        self.eval()
+        B, width = len(prompts), max(map(len, prompts))
+        tokens = torch.zeros(B, width + max_new_tokens, dtype=torch.long, device=device)
+        real = torch.ones_like(tokens, dtype=torch.bool)  # False where a row is padded
+        seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=device)
+        for row, prompt in enumerate(prompts):
+            tokens[row, width - len(prompt) : width] = torch.tensor(prompt)
+            real[row, : width - len(prompt)] = False
+            seen[row, prompt] = True
+        padded = not bool(real.all())
+        shape = (self.config.n_layer, 2, B, self.config.n_head, block_size, self.config.head_dim)
+        cache = torch.zeros(shape, dtype=self.gpt_neox.embed_in.weight.dtype, device=device) if use_cache else None
+        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        outputs, ended = [[] for _ in prompts], [False] * B
+        start, cached = 0, 0  # the window's first column, and how many columns from there the cache holds
+        for end in range(width, width + max_new_tokens):
+            while end - start > block_size:
+                start, cached = start + max(block_size // 2, 1), 0
+            T = end - start - cached
+            mask = None
+            if padded:  # (B, 1, T, S): real columns up to one's own; padding sees itself, since a softmax over nothing is NaN
+                rows = torch.arange(cached, end - start, device=device)[:, None]
+                columns = torch.arange(end - start, device=device)
+                mask = (columns <= rows) & real[:, None, None, start:end] | (columns == rows)
+            x = self.hidden(tokens[:, end - T : end], cache, cached, mask)
+            cached = end - start if use_cache else 0
+            logits = self.embed_out(x[:, -1]).float()  # (B, V)
+            if repetition_penalty != 1:
+                logits = torch.where(seen, torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty), logits)
+            if first_ids and end == width:
+                for row, allowed in enumerate(first_ids):
+                    logits[row, ~torch.isin(torch.arange(logits.size(-1), device=device), torch.tensor(allowed, device=device))] = -math.inf
+            tokens[:, end] = choose(logits, temperature, top_k, top_p, generator)
+            seen.scatter_(1, tokens[:, end : end + 1], True)
+            step = tokens[:, end].tolist()
+            for row in range(B):
+                if ended[row]:
+                    step[row] = None
+                    continue
+                outputs[row].append(step[row])
+                ended[row] = step[row] in stop_ids or bool(stop and stop(outputs[row]))
+            if stream:
+                stream(step)
+            if all(ended):
+                break
+        self.train(was_training)
+        return outputs
+
+    def num_params(self, embeddings=True):
+        """Number of parameters; without the input table, which costs no FLOPs (a tied one serves as the head, and counts)."""
+        count = sum(p.numel() for p in self.parameters())
+        if not embeddings and not self.config.tie_embeddings:
+            count -= self.gpt_neox.embed_in.weight.numel()
+        return count
+
+    def flops_per_token(self):
+        """FLOPs of forward and backward for one token: 6 per weight used and 12 L C T for attention scores and values
+        (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B; the causal half is not taken off)."""
+        c = self.config
+        return 6 * self.num_params(embeddings=False) + 12 * c.n_layer * c.n_embd * c.block_size
+
+    @classmethod
+    def load(cls, path):
+        """The model of a run's folder, of one checkpoint file, or else of whatever `from_pretrained` knows by that name."""
+        path = Path(path)
+        file = path / "ckpt.pt" if path.is_dir() else path
+        return cls.from_checkpoint(load_checkpoint(file)) if file.is_file() else cls.from_pretrained(path)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint):
+        """The model of a dict that `load_checkpoint` gave. ValueError where its weights do not fit its own settings."""
+        try:
+            model = cls(NeoXConfig(**checkpoint["model_config"]))
+            model.load_state_dict(checkpoint["model"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint does not hold a NeoX model of its own settings: {error!r}") from None
+        return model
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """A model with the weights of a Hugging Face GPT-NeoX checkpoint: a folder, or a name on the hub such as
+        `EleutherAI/pythia-70m` (`name@revision` for one of its training steps). ValueError or OSError says what is wrong."""
+        folder = Path(name) if Path(name).is_dir() else download(name)
+        try:
+            raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            model = cls(config_from_hf(raw))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{folder / 'config.json'} is not a GPT-NeoX configuration: {error!r}") from None
+        state = read_weights(folder)
+        # Pythia's older files carry the causal mask and the rotary frequencies, which are computed here.
+        state = {k: v for k, v in state.items() if not k.endswith((".attention.bias", ".masked_bias", "rotary_emb.inv_freq"))}
+        if model.config.tie_embeddings:
+            state.setdefault("embed_out.weight", state.get("gpt_neox.embed_in.weight"))
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from None
+        return model
+
+    def save_pretrained(self, folder, eot=None, **extra):
+        """Write config.json and model.safetensors as Hugging Face's GPT-NeoX has them, each moved into place when whole.
+
+        eot: id of the end-of-text token. extra: further keys for config.json, ignored by other readers.
+        With the tokenizer's files beside them, transformers' AutoModelForCausalLM and AutoTokenizer load the folder."""
+        from safetensors.torch import save
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.contiguous() for k, v in self.state_dict().items()}
+        if self.config.tie_embeddings:
+            del state["embed_out.weight"]  # the same memory twice, which safetensors refuses
+        (folder / "model.safetensors.tmp").write_bytes(save(state, metadata={"format": "pt"}))
+        raw = config_to_hf(self.config) | {"bos_token_id": eot, "eos_token_id": eot} | extra
+        (folder / "config.json.tmp").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+        for file in ("model.safetensors", "config.json"):
+            os.replace(folder / f"{file}.tmp", folder / file)
+
+
+def choose(logits, temperature, top_k, top_p, generator):
+    """One token id for each row of logits (B, V), float32: top-k first, then top-p (Holtzman et al. 2019, nucleus sampling)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits / temperature
+    if 0 < top_k < logits.size(-1):
+        logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
+    if top_p < 1:
+        ordered, order = logits.softmax(dim=-1).sort(descending=True)
+        surplus = ordered.cumsum(dim=-1) - ordered >= top_p  # the likeliest token always stays
+        logits[torch.zeros_like(surplus).scatter(1, order, surplus)] = -math.inf
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def estimate_memory(config, batch_size, dtype="float32", optimizer_states=2):
+    """Bytes that a training step needs, by part, before the allocator's own waste: {"weights": ..., ..., "total": ...}.
+
+    Weights, gradients and optimizer states stay in float32; activations that backward reads are in `dtype`. For one token of a
+    block these are, in units of C: 2 LayerNorm inputs and outputs (3, sharing the input), q, k, v (3), attention output (1),
+    the MLP's hidden layer before and after GELU (2 * inner / C), and the block's sum (1); fused attention keeps no T x T matrix.
+    The logits are held in `dtype`, and twice in float32 for the loss and its gradient."""
+    with torch.device("meta"):
+        n = NeoX(config).num_params()
+    size = 4 if dtype == "float32" else 2
+    tokens = batch_size * config.block_size
+    parts = {
+        "weights": 4 * n + (0 if size == 4 else size * n),  # autocast keeps a copy in the lower precision
+        "gradients": 4 * n,
+        "optimizer": 4 * n * optimizer_states,
+        "activations": tokens * size * config.n_layer * (8 * config.n_embd + 2 * config.n_inner),
+        "logits": tokens * config.vocab_size * (size + 8),
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def matmul_peak(device, dtype):
+    """FLOP/s that this machine reaches in one large matrix product of that dtype: what MFU is a share of. Takes about 0.2 s."""
+    n, times = 8192 if device == "cuda" else 2048, []
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    for _ in range(6):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # reading a value waits for the device
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times)
+
+
+def load_checkpoint(path):
+    """The dict that train.py saved: plain values and tensors, nothing in it is run. ValueError if it is not whole."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint, it may be cut short: {str(error).splitlines()[0]}") from None
+
+
+def config_to_hf(c):
+    """NeoXConfig as the dict that Hugging Face calls config.json; the rotary keys in the form that every version reads."""
+    return {
+        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": c.vocab_size,
+        "max_position_embeddings": c.block_size, "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head,
+        "hidden_size": c.n_embd, "intermediate_size": c.n_inner, "rotary_pct": c.rotary_pct, "rotary_emb_base": c.rotary_base,
+        "use_parallel_residual": c.parallel_residual, "tie_word_embeddings": c.tie_embeddings, "hidden_act": c.activation,
+        "hidden_dropout": c.dropout, "attention_dropout": c.dropout, "layer_norm_eps": c.norm_eps, "attention_bias": True,
+        "torch_dtype": "float32",
+    }  # fmt: skip
+
+
+def config_from_hf(raw):
+    """The other way round. ValueError for what this model cannot represent."""
+    rope = raw.get("rope_parameters") or {}  # transformers 5; before it, rotary_pct and rotary_emb_base stood on their own
+    if raw.get("model_type") != "gpt_neox":
+        raise ValueError(f"config.json describes a {raw.get('model_type')!r} model, not gpt_neox")
+    if raw.get("rope_scaling") or rope.get("rope_type", "default") != "default" or not raw.get("attention_bias", True):
+        raise ValueError("a GPT-NeoX with scaled rotary positions or without attention biases is not supported")
+    return NeoXConfig(
+        vocab_size=raw["vocab_size"], block_size=raw["max_position_embeddings"], n_layer=raw["num_hidden_layers"],
+        n_head=raw["num_attention_heads"], n_embd=raw["hidden_size"], n_inner=raw["intermediate_size"],
+        rotary_pct=rope.get("partial_rotary_factor", raw.get("rotary_pct", 0.25)),
+        rotary_base=rope.get("rope_theta", raw.get("rotary_emb_base", 10000)),
+        parallel_residual=raw.get("use_parallel_residual", True), tie_embeddings=raw.get("tie_word_embeddings", False),
+        dropout=raw.get("hidden_dropout", 0.0), activation=raw.get("hidden_act", "gelu"), norm_eps=raw.get("layer_norm_eps", 1e-5),
+    )  # fmt: skip
+
+
+def read_weights(folder):
+    """All tensors of a checkpoint folder, whole or in shards; .bin files are read without running anything in them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    safe, pickled = sorted(folder.glob("model*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
+    if not safe and not pickled:
+        raise ValueError(f"{folder} holds no model.safetensors and no pytorch_model.bin")
+    state = {}
+    try:
+        for file in safe or pickled:
+            part = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+            # transformers 5 calls the head lm_head in memory, but files on disk have always said embed_out.
+            state |= {"embed_out.weight" if k == "lm_head.weight" else k: v for k, v in part.items()}
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read, it may be cut short: {error}") from None
+    return state
+
+
+def download(name):
+    """The folder in the local cache to which a model of the Hugging Face hub was downloaded, tokenizer included."""
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = str(name).partition("@")
+    try:
+        files = ["config.json", "*.safetensors", "tokenizer*"]
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
+        if not list(folder.glob("*.safetensors")):  # some of Pythia's earlier steps have the older format alone
+            folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=["pytorch_model*.bin"]))
+        return folder
+    except Exception as error:
+        raise ValueError(f"{name} is neither a folder here nor a model that the hub gave: {type(error).__name__}: {error}") from None
