@@ -1,0 +1,20 @@
+# Go completion from nothing on two CPU cores, as config/python_cpu.py does for Python, where the reasons stand.
+# Data: python prepare/go.py (the library of the Go installed here, or --path=DIR)
+
+dataset = "go"
+out_dir = "out/go_cpu"
+n_layer, n_head, n_embd = 4, 4, 256
+block_size = 128
+batch_size = 32
+optimizer = "muon"
+lr, min_lr = 1.5e-2, 0.0
+lr_schedule = "linear"
+tie_embeddings = True
+warmup_iters = 10
+max_iters = 100_000
+max_minutes = 4.5
+compile = False
+eval_interval = 250
+eval_iters = 10
+sample_prompt = "func "
+sample_tokens = 60

@@ -1,0 +1,178 @@
+"""train.py and sample.py as a person uses them: train, look, stop, resume, be interrupted, hand the result on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, TINY, run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tokenizer as tokenizers
+from model import NeoX, load_checkpoint
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(*args):
+    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for_step(out, step, process):
+    for _ in range(600):
+        if (out / "metrics.jsonl").exists() and any(m["step"] >= step for m in metrics(out)):
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError("the run never got there")
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, (dict, list)):
+        pairs = zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else zip(a, b, strict=True)
+        return all(same(x, y) for x, y in pairs)
+    return a == b
+
+
+def test_a_run_learns_and_leaves_what_it_promises(trained):
+    values = [m["val_loss"] for m in metrics(trained) if "val_loss" in m]
+    assert len(values) == 3 and values[0] == pytest.approx(6.93, abs=0.1) and values[0] > values[1] > values[2]  # ln 1024
+    assert {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "loss_scale", "elapsed"} <= metrics(trained)[1].keys()
+    files = {file.name for file in trained.iterdir()}
+    assert files == {"ckpt.pt", "config.json", "loss.png", "metrics.jsonl", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert (trained / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("how", [("--optimizer=adamw", "--dropout=0.1", "--grad_accum=2"), ("--optimizer=muon",)], ids=["adamw", "muon"])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(dataset, tmp_path, how, number, code):
+    settings = [f"--dataset={dataset}", *TINY, "--max_iters=40", "--eval_interval=20", "--save_best", *how]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run("train.py", *settings, f"--out_dir={straight}")
+    process = start(*settings, f"--out_dir={stopped}")
+    wait_for_step(stopped, 7, process)
+    process.send_signal(number)
+    assert "stopping after this step" in process.communicate()[0].decode() and process.returncode == code
+    assert 7 <= load_checkpoint(stopped / "ckpt.pt")["step"] < 40
+    run("train.py", *settings, f"--out_dir={stopped}", "--init_from=resume")
+    for name in ("ckpt.pt", "best.pt"):
+        a, b = load_checkpoint(straight / name), load_checkpoint(stopped / name)
+        assert all(same(a[key], b[key]) for key in ("model", "optimizers", "scaler", "step", "best_loss")), name
+    curve = lambda out: {m["step"]: m["loss"] for m in metrics(out) if "loss" in m}  # noqa: E731
+    assert curve(straight) == curve(stopped) and len(curve(straight)) == 40
+
+
+KILLER = """
+import os, random, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+import train  # once, for every trial to be forked from
+out, settings, random_moment = train.Path(sys.argv[2]), sys.argv[3:], random.Random(0)
+
+def forked(work):
+    pid = os.fork()
+    if pid == 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        try:
+            os._exit(work() or 0)
+        except BaseException:
+            os._exit(99)
+    return pid
+
+def training(resume):
+    sys.argv = ["train.py", *settings, f"--out_dir={out}", *(["--init_from=resume"] if resume else [])]
+    train.main()
+
+def step_of_checkpoint():
+    checkpoint = train.load_checkpoint(out / "ckpt.pt")
+    train.NeoX.from_checkpoint(checkpoint)
+    return checkpoint["step"]
+
+for trial in range(20):
+    resume = (out / "ckpt.pt").exists()
+    before = (out / "ckpt.pt").stat().st_mtime_ns if resume else 0
+    pid = forked(lambda: training(resume))
+    saving = trial % 2 == 0
+    while not (out / "ckpt.pt").exists() or (out / "ckpt.pt").stat().st_mtime_ns == before:
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the run ended by itself"
+    while saving and not (out / "ckpt.pt.tmp").exists():  # the next one: in the middle of writing it
+        pass
+    time.sleep(random_moment.random() * (0.005 if saving else 0.3))
+    during = (out / "ckpt.pt.tmp").exists()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    step = os.waitstatus_to_exitcode(os.waitpid(forked(step_of_checkpoint), 0)[1])
+    print(trial, "during a save" if during else "at any moment", step, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process for each trial, which Windows cannot")
+def test_killed_at_20_moments_half_of_them_while_saving_the_checkpoint_always_loads(dataset, tmp_path):
+    settings = [f"--dataset={dataset}", *TINY, "--n_embd=192", "--max_iters=1000", "--eval_interval=1", "--eval_iters=1"]
+    done = subprocess.run([sys.executable, "-c", KILLER, str(ROOT), str(tmp_path / "run"), *settings], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    trials = done.stdout.splitlines()
+    steps = [int(line.split()[-1]) for line in trials]
+    assert len(steps) == 20 and 99 not in steps and steps == sorted(steps) and steps[-1] > 0, done.stdout
+    assert sum("during a save" in line for line in trials) >= 7, done.stdout  # some saves end before the signal comes
+
+
+def test_transformers_continues_20_prompts_with_the_same_64_tokens(trained, dataset):
+    theirs, their_tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    ours, tokenizer = NeoX.from_pretrained(trained).eval(), tokenizers.load(trained)
+    text = tokenizer.decode(torch.from_file(str(dataset / "val.bin"), size=20_000, dtype=torch.uint16).tolist())
+    prompts = [text[i * 500 : i * 500 + 60] for i in range(20)]
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt)
+        assert ids == their_tokenizer(prompt)["input_ids"]
+        expected = theirs.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False, eos_token_id=None)[0, len(ids) :]
+        assert ours.generate([ids], 64, temperature=0)[0] == expected.tolist()
+
+
+def test_the_exported_tokenizer_gives_transformers_the_same_ids_on_1000_real_files(trained, real_files):
+    theirs, ours = AutoTokenizer.from_pretrained(trained), tokenizers.load(trained)
+    for text in real_files:
+        assert ours.encode(text) == theirs(text, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def test_training_starts_from_an_exported_folder_where_the_other_run_ended(trained, dataset, tmp_path):
+    out = tmp_path / "next"
+    run("train.py", f"--dataset={dataset}", f"--out_dir={out}", f"--init_from={trained}", *TINY, "--max_iters=2")
+    assert metrics(out)[0]["val_loss"] == pytest.approx(metrics(trained)[-1]["val_loss"], abs=1e-6)
+    run("train.py", f"--dataset={dataset}", f"--out_dir={out}", *TINY, "--max_iters=1")  # a new run sets the old one aside
+    assert load_checkpoint(tmp_path / "next.old" / "ckpt.pt")["step"] == 2 and load_checkpoint(out / "ckpt.pt")["step"] == 1
+
+
+def test_compiled_and_bf16_follow_the_plain_run_and_a_missing_compiler_is_one_line(dataset, tmp_path, monkeypatch):
+    settings = [f"--dataset={dataset}", *TINY, "--max_iters=8", "--eval_interval=8"]
+    losses = {}
+    for name, how in {"plain": (), "compiled": ("--compile",), "bf16": ("--dtype=bfloat16",)}.items():
+        done = run("train.py", *settings, "--dtype=float32", f"--out_dir={tmp_path / name}", *how)
+        losses[name] = torch.tensor([m["loss"] for m in metrics(tmp_path / name) if "loss" in m])
+        assert "does not work" not in done.stdout
+    assert torch.allclose(losses["plain"], losses["compiled"], atol=1e-4)
+    assert torch.allclose(losses["plain"], losses["bf16"], atol=2e-2) and not torch.equal(losses["plain"], losses["bf16"])
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    done = run("train.py", *settings, "--compile", f"--out_dir={tmp_path / 'fallback'}")
+    assert done.stdout.count("torch.compile does not work here, going on without it") == 1
+
+
+def test_samples_stream_stop_and_repeat(trained, tmp_path):
+    once = run("sample.py", f"--ckpt={trained}", "--prompt=def f(", "--max_new_tokens=60").stdout
+    assert once.startswith("def f(") and len(once) > 30
+    (tmp_path / "prompt.py").write_text("def f(")
+    assert run("sample.py", f"--ckpt={trained}", "--prompt_file=prompt.py", "--max_new_tokens=60", cwd=tmp_path).stdout == once
+    assert run("sample.py", f"--ckpt={trained}", "--prompt=-", "--max_new_tokens=60", stdin="def f(").stdout == once
+    stop = once[20:23]
+    stopped = run("sample.py", f"--ckpt={trained}", "--prompt=def f(", "--max_new_tokens=60", f"--stop={stop}").stdout
+    assert stopped == once[: once.index(stop, len("def f("))] + "\n"
+    many = run("sample.py", f"--ckpt={trained}", "--prompt=def f(", "--num_samples=3", "--max_new_tokens=20").stdout
+    assert many.count("def f(") >= 3 and many.count("sample ") == 3
