@@ -28,7 +28,7 @@ class Settings:
     tasks = "loss,bodies"  # what to measure
     num_bodies = 50  # function bodies to write
     max_new_tokens = 200  # tokens in each at most
-    temperature = 0.6  # of sampling, with top_p
+    temperature = 0.2  # of sampling: low, as for pass@1 in Chen et al. 2021
     top_p = 0.95  # choose among the likeliest tokens that together have this probability
     show = 3  # bodies to print
     seed = 1337  # of the choice of functions and of sampling

@@ -11,4 +11,4 @@ grad_accum = 2  # 32,768 tokens a step
 max_iters = 10_000  # 328M tokens, 10 for each parameter
 warmup_iters = 200
 eval_interval = 500
-sample_prompt = "def "
+sample_prompt = "def"
