@@ -244,7 +244,7 @@ def main():
     optimizers = optim.OPTIMIZERS[cfg.optimizer](model, cfg)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
-    # The run's folder. A new run never destroys an old one: what is there is set aside.
+    # The run's folder. A new run does not overwrite the last one: that is set aside.
     step, best_loss, elapsed, metrics = 0, math.inf, 0.0, []
     with configurator.mistakes():
         if checkpoint:

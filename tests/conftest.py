@@ -24,7 +24,8 @@ def run(script, *args, cwd=None, stdin="", ok=True):
 def real_files():
     """1,000 Python files of the standard library and the installed packages."""
     paths = sysconfig.get_paths()
-    files = sorted({*Path(paths["stdlib"]).glob("*.py"), *Path(paths["stdlib"]).glob("*/*.py"), *Path(paths["purelib"]).glob("*/*.py"), *Path(paths["purelib"]).glob("*/*/*.py")})
+    places = [("stdlib", "*.py"), ("stdlib", "*/*.py"), ("purelib", "*/*.py"), ("purelib", "*/*/*.py")]
+    files = sorted({file for kind, pattern in places for file in Path(paths[kind]).glob(pattern)})
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.stat().st_size < 12_000]
     assert len(texts) >= 1000
     return texts[:1000]

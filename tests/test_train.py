@@ -118,7 +118,9 @@ for trial in range(20):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process for each trial, which Windows cannot")
 def test_killed_at_20_moments_half_of_them_while_saving_the_checkpoint_always_loads(dataset, tmp_path):
     settings = [f"--dataset={dataset}", *TINY, "--n_embd=192", "--max_iters=1000", "--eval_interval=1", "--eval_iters=1"]
-    done = subprocess.run([sys.executable, "-c", KILLER, str(ROOT), str(tmp_path / "run"), *settings], capture_output=True, text=True)
+    command = [sys.executable, "-c", KILLER, str(ROOT), str(tmp_path / "run"), *settings]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # threads do not outlive a fork, and making them anew is slow
+    done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
     assert done.returncode == 0, done.stderr
     trials = done.stdout.splitlines()
     steps = [int(line.split()[-1]) for line in trials]
