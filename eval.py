@@ -137,6 +137,8 @@ def main():
         report |= {"loss": nats, "bits_per_byte": nats / math.log(2) * meta["val"]["tokens"] / meta["val"]["bytes"]}
     if "bodies" in tasks:
         results = written_bodies(model, tokenizer, tokens, cfg)
+        if not results:
+            configurator.die(f"data set {dataset} holds no Python functions to write bodies for; use --tasks=loss")
         for result in results[: cfg.show]:
             print(f"{'-' * 30} {'parses' if result['parses'] else 'does not parse'}\n{result['text']}")
         report |= {"bodies": len(results), "ended": sum(r["ended"] for r in results), "parse": sum(r["parses"] for r in results)}

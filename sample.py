@@ -27,7 +27,7 @@ class Settings:
     top_k = 50  # choose among so many likeliest tokens; 0: all
     top_p = 0.95  # choose among the likeliest tokens that together have this probability; 1: all
     repetition_penalty = 1.0  # above 1 makes tokens that have appeared less likely
-    stop = ()  # end before this text; may be given several times
+    stop = ()  # end before this text, \n for a newline; may be given several times
     seed = 1337  # the same seed gives the same completions
     device = "auto"  # auto, cpu, cuda, mps
 
@@ -52,16 +52,16 @@ def load(ckpt, device):
 
 
 def read_prompt(cfg, tokenizer):
-    """The prompt's text and its token ids; an empty one stands for the start of a document."""
+    """The prompt's text and its token ids, after the end-of-text token that stands before every document in training."""
     with configurator.mistakes():
         if cfg.prompt_file:
             text = Path(cfg.prompt_file).read_text(encoding="utf-8")
         else:
             text = sys.stdin.read() if cfg.prompt == "-" else cfg.prompt
         ids = tokenizer.encode(text, special=True)
-        if not ids:
-            ids = tokenizer.encode("\n") if tokenizer.eot is None else [tokenizer.eot]
-    return text, ids
+    if tokenizer.eot is not None:
+        return text, [tokenizer.eot] + ids
+    return text, ids or tokenizer.encode("\n")
 
 
 def completion(tokenizer, ids, healed, stop):

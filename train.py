@@ -224,9 +224,10 @@ def main():
                 raise ValueError(f"there is nothing to resume: {out / 'ckpt.pt'} does not exist; leave --init_from out to start")
             checkpoint = load_checkpoint(out / "ckpt.pt")
             model = NeoX.from_checkpoint(checkpoint)
-            for key, value in asdict(model.config).items():
-                if getattr(cfg, key, value) != value:
-                    raise ValueError(f"{key}={getattr(cfg, key)} does not fit the run in {out}, which has {value}")
+            for key in NeoXConfig.__dataclass_fields__.keys() & vars(cfg).keys():
+                if getattr(cfg, key) != checkpoint["settings"].get(key):
+                    raise ValueError(f"{key}={getattr(cfg, key)} does not fit the run in {out}, which began with "
+                                     f"{checkpoint['settings'].get(key)}")
             if (out / "tokenizer.json").read_bytes() != (folder / "tokenizer.json").read_bytes():
                 raise ValueError(f"the run in {out} was trained with another tokenizer than data set {cfg.dataset} has now")
         elif cfg.init_from == "scratch":
@@ -240,6 +241,7 @@ def main():
             raise ValueError(f"block_size={cfg.block_size} does not fit the model's context of {model.config.block_size}")
         if cfg.sample_prompt:
             prompt = tokenizer.encode(cfg.sample_prompt, special=True)
+            start = [] if tokenizer.eot is None else [tokenizer.eot]  # as every document of the data begins
     model.to(device)
     optimizers = optim.OPTIMIZERS[cfg.optimizer](model, cfg)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
@@ -301,7 +303,7 @@ def main():
         data["train"], train_starts(cfg, step, micro, len(data["train"])), cfg.block_size, device)
     forward = compiled(model, batch(step, 0), autocast) if cfg.compile else model
 
-    bar = tqdm(total=cfg.max_iters, initial=step, unit="step", dynamic_ncols=True, disable=None)
+    bar = tqdm(total=None if cfg.max_minutes else cfg.max_iters, initial=step, unit="step", dynamic_ncols=True, disable=None)
     resumed = step if checkpoint else -1  # what was evaluated there is in the metrics already
     summed, since, began = torch.zeros((), device=device), step, time.perf_counter()
     while True:
@@ -337,7 +339,7 @@ def main():
             tqdm.write(f"step {step}: validation loss {val_loss:.4f}, {val_loss * bits_per_byte:.4f} bits per byte, "
                        f"{step * tokens_per_step / 1e6:.2f}M tokens, {elapsed:.0f} s of training")  # fmt: skip
             if cfg.sample_prompt:
-                new = model.generate([prompt], cfg.sample_tokens, temperature=0.8, top_k=50, stop_ids=[tokenizer.eot], seed=cfg.seed)
+                new = model.generate([start + prompt], cfg.sample_tokens, temperature=0.8, top_k=50, stop_ids=[tokenizer.eot], seed=cfg.seed)
                 tqdm.write(f"--- {tokenizer.decode(prompt + new[0])}\n---")
             began = time.perf_counter()
         if ending:

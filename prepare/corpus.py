@@ -192,8 +192,9 @@ def print_report(meta, out):
         n = meta[split]
         print(f"{split}: {n['tokens']:,} tokens, {n['bytes'] / 1e6:,.2f} MB, {n['documents']:,} documents")
     print(f"val: {meta['val']['bytes'] / meta['val']['tokens']:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
-    config = f"config/{out}_cpu.py"
-    print(f"next: python train.py {config if (ROOT / config).exists() else f'--dataset={out}'}")
+    config = f"config/{out.removesuffix('_char')}_cpu.py"
+    otherwise = f"--dataset={out} --out_dir=out/{Path(out).name}"
+    print(f"next: python train.py {config if (ROOT / config).exists() else otherwise}")
 
 
 # The whole way

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY, run
 
+import configurator
 import eval as eval_script
 import sample
 import train
@@ -134,6 +135,8 @@ CASES += [(eval_script, add, part) for add, part in EVAL]
 @pytest.mark.parametrize("script, args, part", CASES, ids=[part for _, _, part in CASES])
 def test_a_mistake_is_one_line(script, args, part, places, monkeypatch, capsys):
     before = content(places)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(configurator, "ROOT", places["folder"])  # not the person's own data and runs
     monkeypatch.setattr(sys, "argv", ["script", *(arg.format(**places) for arg in args)])
     with pytest.raises(SystemExit) as ended:
         script.main()
