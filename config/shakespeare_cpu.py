@@ -1,4 +1,4 @@
-# Shakespeare letter by letter on a CPU: the first lesson, in a minute or so.
+# Shakespeare letter by letter on a CPU: the first lesson, in two minutes.
 # Data: python prepare/shakespeare.py
 
 dataset = "shakespeare_char"
