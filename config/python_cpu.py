@@ -4,11 +4,11 @@
 dataset = "python"
 out_dir = "out/python_cpu"
 n_layer, n_head, n_embd = 4, 4, 256  # wider or deeper learns too little in five minutes
-block_size = 128  # a dozen lines; twice as long costs more than this model gains: 1.80 bits per byte against 1.62
+block_size = 128  # a dozen lines, for speed; the one run at 256, with half the tokens a step, got to 1.80 bits per byte, not 1.62
 batch_size = 32  # 4,096 tokens a step; with fewer Muon's own work weighs more
-optimizer = "muon"  # at equal time far ahead of AdamW here
+optimizer = "muon"  # 2.33 bits per byte after 75 s where AdamW had 2.43: one run each, learning rates not tuned
 lr, min_lr = 1.5e-2, 0.0  # few steps, so large ones, down to nothing
-lr_schedule = "linear"  # 1 % fewer bits per byte than the cosine after 120 steps
+lr_schedule = "linear"  # 1 % fewer bits per byte than the cosine after 120 steps, one run each
 tie_embeddings = True  # the same again: each token's one row learns from reading and from writing it; 4.2M parameters
 warmup_iters = 10
 max_iters = 100_000  # never reached:
