@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 import configurator
 import sample
+from model import generation_dtype
+
 
 class Settings:
     ckpt = ""  # a run's folder, a checkpoint file, or a Hugging Face folder or hub name; empty: the newest run in out/
@@ -45,7 +47,7 @@ def validation_loss(model, tokens, batch_size=16):
         blocks = [torch.from_numpy(tokens[s : s + T + 1].astype(np.int64)) for s in starts[i : i + batch_size]]
         x = torch.nn.utils.rnn.pad_sequence([b[:-1] for b in blocks], batch_first=True).to(device)
         y = torch.nn.utils.rnn.pad_sequence([b[1:] for b in blocks], batch_first=True, padding_value=-100).to(device)
-        total += model(x, y)[1].item() * sum(len(b) - 1 for b in blocks)
+        total += model(x, y).item() * sum(len(b) - 1 for b in blocks)
     return total / (len(tokens) - 1)
 
 
@@ -94,6 +96,7 @@ def parse(source):
 def written_bodies(model, tokenizer, tokens, cfg):
     """For each function drawn: header and sampled body, whether the body ended by itself, whether the two parse."""
     results, room = [], model.config.block_size * 3 // 4
+    model.to(generation_dtype(model.cos.device.type, rows=10))  # after the loss, which is measured in float32
     chosen = list(functions(tokens, tokenizer, cfg.num_bodies, cfg.seed))
     for i in tqdm(range(0, len(chosen), 10), desc="bodies", unit="batch", leave=False, disable=None):
         part = chosen[i : i + 10]

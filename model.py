@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 GELU = {"gelu": "none", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # Hugging Face's names
+MAX_LOGITS = 2**24  # held at a time in training: 32 MiB in bfloat16
 
 
 @dataclass
@@ -82,17 +84,53 @@ def rotate(x, cos, sin):
     return torch.cat((turned.type_as(x), passed), dim=-1)
 
 
-def attend(q, k, v, mask, dropout):
-    """softmax(q k^T / sqrt(D)) v for q (B, H, T, D), k and v (B, H, S, D); causal unless a boolean mask says who sees whom."""
-    T = q.size(-2)
-    if mask is None and q.device.type == "cpu" and q.requires_grad and T <= 512:
-        # Written out, because the backward of torch's fused attention is slow on CPUs (a whole training step took 1.26 times
-        # as long), and without autocast, which would do the softmax in float32 (1.13 times): it sums in float32 in any case.
-        with torch.autocast("cpu", enabled=False):
-            causal = torch.full((T, T), -math.inf, dtype=v.dtype).triu(1)
-            weights = (q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1) + causal).softmax(dim=-1)  # (B, H, T, T)
-            return F.dropout(weights, dropout) @ v
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1)
+def rotate_(x, cos, sin):
+    """The same in place, without gradients, for contiguous x (..., T, D)."""
+    dim = cos.size(-1)
+    wide = torch.promote_types(x.dtype, cos.dtype)
+    first, second = x[..., :dim].mT.to(wide).chunk(2, dim=-2)  # (..., dim / 2, T): positions fill a vector register
+    cos, sin = cos.T[: dim // 2].contiguous(), sin.T[: dim // 2].contiguous()
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    x[..., : dim // 2], x[..., dim // 2 : dim] = turned[0].mT, turned[1].mT
+
+
+class CausalAttention(torch.autograd.Function):
+    """Rotary positions and causal softmax(q k^T / sqrt(D)) v with their gradients, written out for training on a CPU.
+
+    heads (B, T, H, 3 D), cos and sin (T, rotary_dim) to (B, T, H D). There the backward of torch's fused attention takes half of
+    a training step; and this writes each of the three gradients where it belongs, rotates in place, and so saves the copies
+    that autograd would make. With it and LinearCrossEntropy a step of 6 layers, 256 wide, context 256 and 8,192 tokens took 0.87
+    of its time with torch's operators one by one."""
+
+    @staticmethod
+    def forward(ctx, heads, cos, sin):
+        B, T, H, D = *heads.shape[:3], heads.size(-1) // 3
+        qkv = heads.view(B, T, H, 3, D).permute(3, 0, 2, 1, 4).contiguous()  # (3, B, H, T, D)
+        rotate_(qkv[:2], cos, sin)
+        q, k, v = qkv.view(3, B * H, T, D)
+        future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+        with torch.autocast("cpu", enabled=False):  # which would do the softmax in float32; it sums in float32 in any case
+            scores = torch.baddbmm(future.expand(B * H, T, T), q, k.transpose(1, 2), alpha=1 / math.sqrt(D))
+            weights = scores.softmax(dim=-1)  # (B H, T, T)
+            y = weights @ v
+        ctx.save_for_backward(qkv, weights, cos, sin)
+        return y.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
+
+    @staticmethod
+    def backward(ctx, grad):
+        qkv, weights, cos, sin = ctx.saved_tensors
+        _, B, H, T, D = qkv.shape
+        q, k, v = qkv.view(3, B * H, T, D)
+        grad = grad.view(B, T, H, D).transpose(1, 2).reshape(B * H, T, D)
+        d_qkv = torch.empty_like(qkv)
+        dq, dk, dv = d_qkv.view(3, B * H, T, D)
+        torch.bmm(weights.transpose(1, 2), grad, out=dv)
+        d_scores = torch._softmax_backward_data(grad @ v.transpose(1, 2), weights, -1, weights.dtype)
+        torch.bmm(d_scores, k, out=dq)
+        torch.bmm(d_scores.transpose(1, 2), q, out=dk)
+        d_qkv[:2] *= 1 / math.sqrt(D)
+        rotate_(d_qkv[:2], cos, -sin)  # a rotation's transpose turns back
+        return d_qkv.permute(1, 3, 2, 0, 4).reshape(B, T, H, 3 * D), None, None
 
 
 class Attention(nn.Module):
@@ -102,16 +140,15 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(config.n_embd, 3 * config.n_embd)  # rows: head 0's q, k, v, head 1's q, k, v, ...
         self.dense = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, cos, sin, cache=None, start=0, mask=None):
+    def forward(self, x, cos, sin, mask=None):
         B, T, C = x.shape
-        heads = self.query_key_value(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, 3 D)
-        q, k, v = heads.chunk(3, dim=-1)
+        heads = self.query_key_value(x).view(B, T, self.n_head, -1)
+        if heads.requires_grad and heads.device.type == "cpu" and T <= 512 and not (self.dropout and self.training):
+            return self.dense(CausalAttention.apply(heads, cos, sin))
+        q, k, v = heads.transpose(1, 2).chunk(3, dim=-1)  # each (B, H, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:  # (2, B, H, block_size, D), filled up to `start`
-            cache[0, :, :, start : start + T] = k
-            cache[1, :, :, start : start + T] = v
-            k, v = cache[:, :, :, : start + T]
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1)  # (B, H, T, D)
         return self.dense(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -144,10 +181,55 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.post_attention_layernorm(x)))
 
 
+class LinearCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy, in nats, of the logits x weight^T against targets, a block of rows at a time.
+
+    x (N, C), weight (V, C), targets (N) int64, of which -100 is left out. Each block's gradients are taken in forward, while its
+    logits are at hand, so that no more than MAX_LOGITS logits are held at any time (the idea of Liger Kernel, Hsu et al. 2024,
+    https://arxiv.org/abs/2410.10989, section 3.2). Of 16,384 tokens and a vocabulary of 8,192 that is 1/8 of the logits, which
+    F.cross_entropy holds three times over, twice in float32."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets):
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        kept = (targets >= 0).unsqueeze(1)
+        targets = targets.clamp_min(0).unsqueeze(1)
+        rows = max(MAX_LOGITS // weight.size(0), 1)
+        with torch.autocast(device, enabled=False):
+            x, low = x.to(dtype) * kept, weight.to(dtype)
+            need = any(ctx.needs_input_grad)
+            dx, dw, losses = torch.empty_like(x), None, []
+            for begin in range(0, len(x), rows):
+                part = slice(begin, begin + rows)
+                logits = x[part] @ low.T  # (rows, V)
+                # On a CPU the probabilities of training stay in bfloat16, summed in float32: half the time, and the rounding
+                # of a token's loss, 0.2 % of its probability, evens out over a batch.
+                probs = logits.softmax(dim=-1, dtype=dtype if need and device == "cpu" else wide)
+                losses.append(-probs.gather(1, targets[part]).to(wide).clamp_min(1e-38).log())
+                if need:
+                    probs = probs.to(dtype)
+                    probs[torch.arange(len(probs), device=x.device), targets[part, 0]] -= 1
+                    torch.mm(probs, low, out=dx[part])
+                    part_dw = probs.T @ x[part]
+                    dw = part_dw.to(weight.dtype) if dw is None else dw.add_(part_dw)
+        count = kept.sum()
+        if need:
+            ctx.save_for_backward(dx * kept, dw, count)
+        return (torch.cat(losses) * kept).sum() / count
+
+    @staticmethod
+    def backward(ctx, grad):
+        dx, dw, count = ctx.saved_tensors
+        return dx * (grad / count).to(dx.dtype), dw * (grad / count), None
+
+
 class NeoX(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False  # True: backward computes each block anew, a third more work for less memory
         self.gpt_neox = nn.ModuleDict(
             dict(
                 embed_in=nn.Embedding(config.vocab_size, config.n_embd),
@@ -176,28 +258,29 @@ class NeoX(nn.Module):
             else:
                 nn.init.constant_(parameter, 1.0 if name.endswith("norm.weight") else 0.0)
 
-    def hidden(self, idx, cache=None, start=0, mask=None):
-        """idx (B, T), at positions start .. start + T - 1, to the final LayerNorm's output (B, T, C)."""
-        stop = start + idx.size(1)
-        if stop > self.config.block_size:
-            raise ValueError(f"{stop} tokens do not fit the context of block_size={self.config.block_size}")
-        cos, sin = self.cos[start:stop], self.sin[start:stop]
+    def hidden(self, idx, mask=None):
+        """idx (B, T), at positions 0 .. T - 1, to the final LayerNorm's output (B, T, C)."""
+        T = idx.size(1)
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens do not fit the context of block_size={self.config.block_size}")
         x = self.drop(self.gpt_neox.embed_in(idx))
-        for i, layer in enumerate(self.gpt_neox.layers):
-            x = layer(x, cos, sin, None if cache is None else cache[i], start, mask)
+        for layer in self.gpt_neox.layers:
+            if self.checkpoint_activations and x.requires_grad:
+                x = checkpoint(layer, x, self.cos[:T], self.sin[:T], use_reentrant=False)
+            else:
+                x = layer(x, self.cos[:T], self.sin[:T], mask)
         return self.gpt_neox.final_layer_norm(x)
 
     def forward(self, idx, targets=None):
-        """idx (B, T) int64 to logits (B, T, V) and, with targets (B, T), the mean cross-entropy in nats per token.
+        """idx (B, T) int64 to logits (B, T, V); with targets (B, T) to the mean cross-entropy in nats per token instead.
 
         Targets are the tokens that follow, already shifted; -100 is left out of the mean."""
-        logits = self.embed_out(self.hidden(idx))
+        x = self.hidden(idx)
         if targets is None:
-            return logits, None
-        wide = torch.promote_types(logits.dtype, torch.float32)  # the sum over the vocabulary needs more than 16 bits
-        return logits, F.cross_entropy(logits.to(wide).flatten(0, 1), targets.flatten())
+            return self.embed_out(x)
+        return LinearCrossEntropy.apply(x.flatten(0, 1), self.embed_out.weight, targets.flatten())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
                  stop_ids=(), stop=None, first_ids=None, seed=None, stream=None, use_cache=True):  # fmt: skip
         """Continue each prompt; returns one list of new token ids for each.
@@ -212,7 +295,9 @@ class NeoX(nn.Module):
         read anew from position 0, so a token costs one step nearly always, and at least half the window is always in sight.
         A prompt longer than the window loses its beginning in the same way. In a batch the window belongs to all rows
         together: short prompts are padded on the left, unseen by attention. With and without the cache the same tokens are seen
-        at every step, so both give the same output, but for rounding where two tokens are all but equally likely."""
+        at every step, so both give the same output, but for rounding where two tokens are all but equally likely.
+
+        All but the choice of tokens, which is in float32, runs in the dtype of the model's weights (see `generation_dtype`)."""
         was_training, device, block_size = self.training, self.cos.device, self.config.block_size
         if not prompts or not all(prompts):
             raise ValueError("every prompt needs at least one token")
@@ -226,8 +311,7 @@ class NeoX(nn.Module):
             real[row, : width - len(prompt)] = False
             seen[row, prompt] = True
         padded = not bool(real.all())
-        shape = (self.config.n_layer, 2, B, self.config.n_head, block_size, self.config.head_dim)
-        cache = torch.zeros(shape, dtype=self.gpt_neox.embed_in.weight.dtype, device=device) if use_cache else None
+        decoder = Decoder(self, B) if use_cache else None
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
         outputs, ended = [[] for _ in prompts], [False] * B
         start, cached = 0, 0  # the window's first column, and how many columns from there the cache holds
@@ -236,18 +320,22 @@ class NeoX(nn.Module):
                 start, cached = start + max(block_size // 2, 1), 0
             T = end - start - cached
             mask = None
-            if padded:  # (B, 1, T, S): real columns up to one's own; padding sees itself, since a softmax over nothing is NaN
-                rows = torch.arange(cached, end - start, device=device)[:, None]
-                columns = torch.arange(end - start, device=device)
-                mask = (columns <= rows) & real[:, None, None, start:end] | (columns == rows)
-            x = self.hidden(tokens[:, end - T : end], cache, cached, mask)
+            if padded:  # (B, 1, T, S): real columns up to one's own; padding sees itself: a softmax over nothing is NaN
+                mask = real[:, None, None, start:end]
+                if T > 1:
+                    square = torch.ones(T, T, dtype=torch.bool, device=device)
+                    mask = mask & square.tril() | torch.eye(T, dtype=torch.bool, device=device)
+            read = tokens[:, end - T : end]
+            logits = decoder(read, cached, mask) if use_cache else self.embed_out(self.hidden(read, mask)[:, -1])
             cached = end - start if use_cache else 0
-            logits = self.embed_out(x[:, -1]).float()  # (B, V)
+            logits = logits.float()  # (B, V)
             if repetition_penalty != 1:
                 logits = torch.where(seen, torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty), logits)
             if first_ids and end == width:
                 for row, allowed in enumerate(first_ids):
-                    logits[row, ~torch.isin(torch.arange(logits.size(-1), device=device), torch.tensor(allowed, device=device))] = -math.inf
+                    kept = logits[row, allowed]
+                    logits[row] = -math.inf
+                    logits[row, allowed] = kept
             tokens[:, end] = choose(logits, temperature, top_k, top_p, generator)
             seen.scatter_(1, tokens[:, end : end + 1], True)
             step = tokens[:, end].tolist()
@@ -334,39 +422,91 @@ class NeoX(nn.Module):
             os.replace(folder / f"{file}.tmp", folder / file)
 
 
+class Decoder:
+    """A NeoX as generation runs it, with a key/value cache: the same sums in fewer, larger steps, since for one token at a time
+    each call of an operator costs as much as its arithmetic. The blocks' weights are copied, so it sees no later change of them.
+
+    The scale and shift of a LayerNorm go into the projection that reads it. The two of a parallel block then read the same
+    tensor and become one, as do the two that write: a stage. Other blocks are two stages, attention and MLP."""
+
+    def __init__(self, model, B):
+        self.model, c = model, model.config
+        table = model.gpt_neox.embed_in.weight
+        # MKL multiplies a row by a wide matrix faster when that lies in memory input by input: 1.2 times the tokens/s.
+        by_input = B == 1 and table.dtype == torch.float32 and table.device.type == "cpu"
+        relaid = lambda weight: weight.t().contiguous().t() if by_input else weight  # noqa: E731
+        self.stages = []  # for each: whether it holds attention, whether an MLP, weight and bias in, weight and bias out
+        for layer in model.gpt_neox.layers:
+            attention = layer.input_layernorm, layer.attention.query_key_value, layer.attention.dense
+            mlp = layer.post_attention_layernorm, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h
+            for parts in [(attention, mlp)] if c.parallel_residual else [(attention,), (mlp,)]:
+                weight = relaid(torch.cat([reads.weight * norm.weight for norm, reads, _ in parts]))
+                bias = torch.cat([reads.bias + reads.weight @ norm.bias for norm, reads, _ in parts])
+                out = torch.cat([writes.weight for _, _, writes in parts], dim=1), sum(writes.bias for _, _, writes in parts)
+                self.stages.append((attention in parts, mlp in parts, weight, bias, *out))
+        self.head = relaid(model.embed_out.weight)
+        half = c.rotary_dim // 2
+        self.sin = torch.cat((-model.sin[:, :half], model.sin[:, half:]), dim=1)  # with the sign that rotate gives the halves
+        self.cache = table.new_zeros(c.n_layer, 2, B, c.n_head, c.block_size, c.head_dim)
+
+    def __call__(self, idx, start, mask=None):
+        """idx (B, T), at positions start .. start + T - 1, to the logits (B, V) after the last. T = 1 or start = 0: what stands
+        before is in the cache. mask: None if all is real, else boolean, (B, 1, T, start + T), who sees whom."""
+        (B, T), stop, c = idx.shape, start + idx.size(1), self.model.config
+        C, dim = c.n_embd, c.rotary_dim
+        cos, sin = self.model.cos[start:stop], self.sin[start:stop]
+        caches = zip(self.cache[:, :, :, :, start:stop].unbind(0), *self.cache[:, :, :, :, :stop].unbind(1))
+        x = self.model.gpt_neox.embed_in(idx).view(B * T, C)
+        for attends, has_mlp, weight, bias, weight_out, bias_out in self.stages:
+            # Biases are added apart, because oneDNN's bfloat16 product with a bias is slow: 1.07 times the tokens/s of 8 rows.
+            h = F.linear(F.layer_norm(x, (C,), eps=c.norm_eps), weight).add_(bias)  # (B T, 3 C and n_inner)
+            parts = []
+            if attends:
+                qkv = h[:, : 3 * C].view(B, T, c.n_head, 3, -1).permute(3, 0, 2, 1, 4)  # (3, B, H, T, D)
+                turned = qkv[:2, ..., :dim]  # queries and keys in place; `rotate` with half the operators
+                swapped = turned.roll(dim // 2, dims=-1)
+                turned.mul_(cos).addcmul_(swapped, sin)
+                new, k, v = next(caches)
+                new.copy_(qkv[1:])
+                y = F.scaled_dot_product_attention(qkv[0], k, v, mask, is_causal=mask is None and T > 1)
+                parts.append(y.transpose(1, 2).reshape(B * T, C))
+            if has_mlp:
+                parts.append(F.gelu(h[:, -c.n_inner :], approximate=GELU[c.activation]))
+            x = x + F.linear(torch.cat(parts, dim=1), weight_out).add_(bias_out)
+        x = self.model.gpt_neox.final_layer_norm(x.view(B, T, C)[:, -1])
+        return F.linear(x, self.head)
+
+
 def choose(logits, temperature, top_k, top_p, generator):
     """One token id for each row of logits (B, V), float32: top-k first, then top-p (Holtzman et al. 2019, nucleus sampling)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits / temperature
-    if 0 < top_k < logits.size(-1):
-        logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
-    if top_p < 1:
-        ordered, order = logits.softmax(dim=-1).sort(descending=True)
-        surplus = ordered.cumsum(dim=-1) - ordered >= top_p  # the likeliest token always stays
-        logits[torch.zeros_like(surplus).scatter(1, order, surplus)] = -math.inf
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    probabilities, V = (logits / temperature).softmax(dim=-1), logits.size(-1)
+    k = top_k if 0 < top_k < V else V
+    if k == V and top_p == 1:
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    likeliest, ids = probabilities.topk(min(k, 512))  # sorting the whole vocabulary takes as long as the network
+    if k > 512 and (k < V or (likeliest.sum(dim=-1) < top_p).any()):
+        likeliest, ids = probabilities.topk(k)
+    if k < V:
+        likeliest = likeliest / likeliest.sum(dim=-1, keepdim=True)
+    surplus = likeliest.cumsum(dim=-1) - likeliest >= top_p  # the likeliest token always stays
+    return ids.gather(1, torch.multinomial(likeliest.masked_fill(surplus, 0), 1, generator=generator))[:, 0]
 
 
-def estimate_memory(config, batch_size, dtype="float32", optimizer_states=2):
-    """Bytes that a training step needs, by part, before the allocator's own waste: {"weights": ..., ..., "total": ...}.
+def native_dtype(device):
+    """The dtype of the fastest matrix products: bfloat16 where it is native, float16 on older GPUs, else float32."""
+    if device == "cuda":
+        # not torch.cuda.is_bf16_supported(), which says yes to a T4, where emulation makes bfloat16 4 times slower than float16
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    native = device == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.bfloat16 if native else torch.float32
 
-    Weights, gradients and optimizer states stay in float32; activations that backward reads are in `dtype`. For one token of a
-    block these are, in units of C: 2 LayerNorm inputs and outputs (3, sharing the input), q, k, v (3), attention output (1),
-    the MLP's hidden layer before and after GELU (2 * inner / C), and the block's sum (1); fused attention keeps no T x T matrix.
-    The logits are held in `dtype`, and twice in float32 for the loss and its gradient."""
-    with torch.device("meta"):
-        n = NeoX(config).num_params()
-    size = 4 if dtype == "float32" else 2
-    tokens = batch_size * config.block_size
-    parts = {
-        "weights": 4 * n + (0 if size == 4 else size * n),  # autocast keeps a copy in the lower precision
-        "gradients": 4 * n,
-        "optimizer": 4 * n * optimizer_states,
-        "activations": tokens * size * config.n_layer * (8 * config.n_embd + 2 * config.n_inner),
-        "logits": tokens * config.vocab_size * (size + 8),
-    }
-    return parts | {"total": sum(parts.values())}
+
+def generation_dtype(device, rows):
+    """The dtype in which so many rows are generated fastest. One row on a CPU gains nothing from bfloat16: oneDNN rearranges
+    the weights at every call, which took longer than reading twice the bytes."""
+    return torch.float32 if device == "cpu" and rows == 1 else native_dtype(device)
 
 
 def matmul_peak(device, dtype):

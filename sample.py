@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import configurator
 import tokenizer as tokenizers
-from model import NeoX, download
+from model import NeoX, download, generation_dtype
 
 
 class Settings:
@@ -81,6 +81,7 @@ def main():
         configurator.die("give --prompt or --prompt_file, not both")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     model, tokenizer, _ = load(cfg.ckpt, device)
+    model.to(generation_dtype(device, cfg.num_samples))
     text, ids = read_prompt(cfg, tokenizer)
     ids, healed, first = tokenizer.heal(ids)
     complete = lambda output, stop=(): completion(tokenizer, output, len(healed) if text else 0, stop)  # noqa: E731
