@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY, run
 
+import bench
 import configurator
 import eval as eval_script
 import sample
@@ -83,6 +84,15 @@ EVAL = [
     (["--ckpt={run}", "--dataset=nowhere"], "nowhere"),
     (["--ckpt={folder}/char"], "does not say what it was trained on"),
 ]
+BENCH = [
+    (["--plan", "--gpu=t5"], "gpu must be one of t4, l4, a100, h100"),
+    (["--plan", "--dtype=bfloat16"], "t4 has no native bfloat16"),
+    (["--plan", "--n_embd=16384"], "one sequence needs"),
+    (["--repeats=0"], "repeats must be above 0"),
+    (["--n_head=3"], "must be a multiple of n_head=3"),
+    (["--peers", "--nanogpt=nowhere"], "nowhere holds no model.py of nanoGPT"),
+    (["--speedrun"], "make it with: python prepare/shakespeare.py"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +139,7 @@ def content(places):
 
 
 CASES = [(train, GOOD + add, part) for add, part in TRAIN] + [(sample, add, part) for add, part in SAMPLE]
-CASES += [(eval_script, add, part) for add, part in EVAL]
+CASES += [(eval_script, add, part) for add, part in EVAL] + [(bench, add, part) for add, part in BENCH]
 
 
 @pytest.mark.parametrize("script, args, part", CASES, ids=[part for _, _, part in CASES])
@@ -147,7 +157,7 @@ def test_a_mistake_is_one_line(script, args, part, places, monkeypatch, capsys):
 
 
 def test_from_the_shell_there_is_no_traceback_and_help_lists_every_setting():
-    for script in ("train.py", "sample.py", "eval.py", "prepare/python.py", "prepare/go.py", "prepare/shakespeare.py"):
+    for script in ("train.py", "sample.py", "eval.py", "bench.py", "prepare/python.py", "prepare/go.py", "prepare/shakespeare.py"):
         done = run(script, "--vocab_seize=3", "--tokeniser=bpe", "--sead=3", ok=False)
         assert done.returncode == 2 and done.stderr.startswith("error: unknown setting"), done.stderr
         assert done.stderr.count("\n") == 1 and not done.stdout

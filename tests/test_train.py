@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from conftest import ROOT, TINY, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import optim
 import tokenizer as tokenizers
 from model import NeoX, load_checkpoint
 
@@ -157,16 +159,46 @@ def test_training_starts_from_an_exported_folder_where_the_other_run_ended(train
 def test_compiled_and_bf16_follow_the_plain_run_and_a_missing_compiler_is_one_line(dataset, tmp_path, monkeypatch):
     settings = [f"--dataset={dataset}", *TINY, "--max_iters=8", "--eval_interval=8"]
     losses = {}
-    for name, how in {"plain": (), "compiled": ("--compile",), "bf16": ("--dtype=bfloat16",)}.items():
+    for name, how in {"plain": (), "compiled": ("--compile",), "bf16": ("--dtype=bfloat16",),
+                      "recomputed": ("--checkpoint_activations", "--eval_interval=0")}.items():
         done = run("train.py", *settings, "--dtype=float32", f"--out_dir={tmp_path / name}", *how)
         losses[name] = torch.tensor([m["loss"] for m in metrics(tmp_path / name) if "loss" in m])
         assert "does not work" not in done.stdout
     assert torch.allclose(losses["plain"], losses["compiled"], atol=1e-4)
     assert torch.allclose(losses["plain"], losses["bf16"], atol=2e-2) and not torch.equal(losses["plain"], losses["bf16"])
+    assert torch.equal(losses["plain"], losses["recomputed"]) and len(metrics(tmp_path / "recomputed")) == 9  # one evaluation, the last
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     done = run("train.py", *settings, "--compile", f"--out_dir={tmp_path / 'fallback'}")
     assert done.stdout.count("torch.compile does not work here, going on without it") == 1
+
+
+def test_muon_does_what_torchs_own_does_one_matrix_at_a_time():
+    torch.manual_seed(0)
+    shapes = [(64, 64), (192, 64), (64, 256), (256, 64)] * 3
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    start = torch.cat([p.detach().flatten() for p in ours])
+    optimizers = optim.Muon(ours, lr=0.1, weight_decay=0.5), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        for a, b in zip(ours, theirs):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = [torch.cat([p.detach().flatten() for p in params]) - start for params in (ours, theirs)]
+    assert (moved[0] - moved[1]).norm() < 0.01 * moved[1].norm()  # both round to bfloat16, in another order
+
+
+def test_bench_takes_a_step_apart_and_plans_for_a_gpu_that_is_not_here():
+    out = run("bench.py", *TINY, "--repeats=2", "--steps=1", "--dtype=float32").stdout
+    assert re.search(r"nanoNeoX float32 eager +[\d,]+ tokens/s .*% of the peak, 0\.\d+ GiB", out), out
+    parts = dict(re.findall(r"(data|forward|backward|optimizer) ([\d.]+) ms", out))
+    assert len(parts) == 4 and all(float(value) > 0 for value in parts.values())
+    out = run("bench.py", "--plan", "--gpu=t4", "config/python_t4.py", "--vocab_size=50304").stdout
+    largest = int(re.search(r"largest batch_size +(\d+)", out)[1])
+    for batch, verdict in ((largest, ": fits in"), (largest + 1, "DOES NOT FIT")):
+        assert verdict in run("bench.py", "--plan", "--gpu=t4", "config/python_t4.py", "--vocab_size=50304", f"--batch_size={batch}").stdout
 
 
 def test_samples_stream_stop_and_repeat(trained, tmp_path):
