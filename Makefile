@@ -3,7 +3,7 @@ RUN = .venv/bin/python
 
 .PHONY: quickstart test install clean
 
-quickstart: install  ## from nothing to completions of real Python: 7 to 8 minutes on 2 cores, no GPU
+quickstart: install  ## from nothing to completions of real Python: 6 to 8 minutes on 2 cores, no GPU
 	$(RUN) prepare/python.py --max_mb=100 --vocab_size=4096 --val_fraction=0.02
 	$(RUN) train.py config/python_cpu.py
 	$(RUN) sample.py --ckpt=out/python_cpu --prompt="def fibonacci(n):" --max_new_tokens=100

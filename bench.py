@@ -434,12 +434,13 @@ def startup(cfg):
             start = time.time()
             process = subprocess.Popen(command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"},
                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
-            while process.poll() is None and not ((out / "metrics.jsonl").is_file() and (out / "metrics.jsonl").stat().st_size):
+            log = out / "metrics.jsonl"
+            while process.poll() is None and not (log.is_file() and "tokens_per_s" in log.read_text()):
                 time.sleep(0.02)
             print(f"{name}: {time.time() - start:.1f} s to the first step", flush=True)
             if process.wait():
                 configurator.die(f"train.py ended early: {process.stderr.read().strip().splitlines()[-1]}")
-            (out / "metrics.jsonl").unlink()
+            log.unlink()
 
 
 def main():

@@ -299,7 +299,8 @@ def test_an_interruption_leaves_the_old_set_or_none(tmp_path):
         if process.poll() is None:
             process.kill() if name == signal.SIGKILL else os.killpg(process.pid, name)
             _, error = process.communicate(timeout=30)
-            assert process.returncode == (-9 if name == signal.SIGKILL else 130), error
+            ended_first = delay >= 0.6 and process.returncode == 0  # in the moment before the signal came
+            assert ended_first or process.returncode == (-9 if name == signal.SIGKILL else 130), error
             assert "Traceback" not in error
 
     interrupted(signal.SIGINT, 0.3)
