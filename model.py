@@ -143,7 +143,8 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, mask=None):
         B, T, C = x.shape
         heads = self.query_key_value(x).view(B, T, self.n_head, -1)
-        if heads.requires_grad and heads.device.type == "cpu" and T <= 512 and not (self.dropout and self.training):
+        # It keeps all T x T weights for backward, hence the bound; it knows neither dropout nor a mask.
+        if heads.requires_grad and heads.device.type == "cpu" and mask is None and T <= 512 and not (self.dropout and self.training):
             return self.dense(CausalAttention.apply(heads, cos, sin))
         q, k, v = heads.transpose(1, 2).chunk(3, dim=-1)  # each (B, H, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)

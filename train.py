@@ -19,7 +19,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-# Read when torch starts: less of a GPU's memory lost between blocks; huge pages on Linux, with which a CPU step took 0.94 of the time.
+# Read when torch starts: less of a GPU's memory lost between blocks; huge pages on Linux: a CPU step took 0.94 to 0.98.
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -68,7 +68,7 @@ class Settings:
     device = "auto"  # auto, cpu, cuda, mps
     dtype = "auto"  # of matrix products: auto, float32, bfloat16, float16; weights stay in float32
     checkpoint_activations = False  # compute activations twice instead of keeping them: a third more work, far less memory
-    compile = True  # torch.compile: 10 to 60 s once, then faster steps on a GPU; on a CPU no faster
+    compile = True  # torch.compile: 10 to 60 s once; on a CPU steps are no faster then, on a GPU not measured
     # Watching and keeping
     eval_interval = 200  # steps between evaluations, each with a checkpoint, a plot and a sample; 0: only at the end
     eval_iters = 20  # batches in an evaluation, the same every time
