@@ -8,6 +8,15 @@ import math
 
 import torch
 
+# Two wrappers in torch's optimizers import its compiler, 2 to 3 s of a start on 2 cores, just to keep it out of these methods.
+without_wrapper = lambda method: getattr(method, "__wrapped__", method)  # noqa: E731
+for method in map(without_wrapper, (torch.optim.Optimizer.add_param_group, torch.optim.Optimizer.state_dict, torch.optim.Optimizer.load_state_dict)):
+    method.__dynamo_disable = method
+
+
+class AdamW(torch.optim.AdamW):
+    step = torch.no_grad()(without_wrapper(torch.optim.AdamW.step))
+
 
 def adamw(model, cfg, skip=frozenset()):
     """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), fused; parameters in `skip` are left to others."""
@@ -17,7 +26,7 @@ def adamw(model, cfg, skip=frozenset()):
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return [torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=fused)]
+    return [AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=fused)]
 
 
 class Muon(torch.optim.Optimizer):
