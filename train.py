@@ -209,6 +209,8 @@ def main():
     )  # fmt: skip
     if cfg.min_lr > cfg.lr:
         configurator.die(f"min_lr={cfg.min_lr} is above lr={cfg.lr}")
+    if max(cfg.beta1, cfg.beta2, cfg.momentum) >= 1:
+        configurator.die(f"beta1={cfg.beta1}, beta2={cfg.beta2} and momentum={cfg.momentum} must be below 1")
     device, dtype = pick_device(cfg)
     if device == "cpu":
         keep_freed_memory()
@@ -246,7 +248,8 @@ def main():
             start = [] if tokenizer.eot is None else [tokenizer.eot]  # as every document of the data begins
     model.to(device)
     model.checkpoint_activations = cfg.checkpoint_activations
-    optimizers = optim.build(model, cfg)
+    with configurator.mistakes():
+        optimizers = optim.build(model, cfg)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
     # The run's folder. A new run does not overwrite the last one: that is set aside.

@@ -40,6 +40,8 @@ TRAIN = [  # what a person adds to a good command -> a part of the line that mus
     (["--lr_schedule=sine"], "lr_schedule must be one of"),
     (["--device=cuda"], "device=cuda is not available"),
     (["--min_lr=1", "--lr=0.1"], "min_lr=1.0 is above lr=0.1"),
+    (["--beta2=1"], "beta2=1.0 and momentum=0.95 must be below 1"),
+    (["--optimizer=schedulefree", "--beta1=0"], "schedulefree needs beta1 above 0"),
     (["--n_head=3"], "n_embd=32 must be a multiple of n_head=3"),
     (["--n_layer=0"], "must each be 1 or more"),
     (["--rotary_pct=2"], "rotary_pct=2.0"),
