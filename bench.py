@@ -99,7 +99,7 @@ def nanoneox(cfg, device, dtype, autocast, compiled, parts):
     model = NeoX(shape(cfg)).to(device)
     batch = [torch.zeros(cfg.batch_size, cfg.block_size, dtype=torch.long, device=device)] * 2
     forward = train.compiled(model, batch, autocast) if compiled else model
-    step = training_step(model, forward, optim.OPTIMIZERS[cfg.optimizer](model, cfg), cfg, device, autocast, parts)
+    step = training_step(model, forward, optim.build(model, cfg), cfg, device, autocast, parts)
     writer = NeoX(shape(cfg, block_size=32 + cfg.new_tokens)).to(device)
 
     def generate(batch):
@@ -285,8 +285,17 @@ def estimate_memory(config, batch_size, dtype="float32", optimizer="adamw", chec
     matrices = 4 * C * C + 2 * C * inner  # of one block
     linear = matrices + 5 * C + inner  # with their biases
     n = (1 if c.tie_embeddings else 2) * table + c.n_layer * (linear + 4 * C) + 2 * C
-    muon = optimizer == "muon"  # one state for the matrices, where AdamW has two
-    weights, grads, states = 4 * n, 4 * n, 8 * n - 4 * c.n_layer * matrices * muon
+    shapes = (3 * C, C), (C, C), (inner, C), (C, inner)  # of those matrices
+    states = {  # numbers that the optimizer keeps; AdamW and its relatives two for each weight
+        "sgd": n, "lion": n, "muon": 2 * n - c.n_layer * matrices, "soap": 2 * n + c.n_layer * sum(2 * (a * a + b * b) for a, b in shapes),
+        "adafactor": n - c.n_layer * (matrices - sum(a + b for a, b in shapes))
+        - (1 if c.tie_embeddings else 2) * (table - c.vocab_size - C),
+    }.get(optimizer, 2 * n)  # fmt: skip
+    work = {  # and those that its step needs for a moment; what torch has fused needs none
+        "muon": C * (2.5 * max(inner, 3 * C) + C), "soap": 4 * c.n_layer * matrices, "lion": n, "cautious": 3 * n, "schedulefree": 2 * n,
+        "adafactor": 2 * max(table, inner * C),
+    }.get(optimizer, 0)  # fmt: skip
+    weights, grads, states, work = 4 * n, 4 * n, 4 * states, 4 * work
     copy = 0 if size == 4 else size * linear  # autocast's, of one block's weights: stays until its backward has used it
     head = 0 if size == 4 else size * table  # the same for the output head
     stream = 4 * tokens * C
@@ -299,13 +308,12 @@ def estimate_memory(config, batch_size, dtype="float32", optimizer="adamw", chec
     loss = 2 * size * tokens * C + 4 * table  # hidden states, their gradient and the head's, all made in forward, and for a moment
     loss += (4 + 2 * size) * min(MAX_LOGITS, tokens * c.vocab_size) + size * table  # logits, and their share of the head's gradient
     late = 4 * table * ((grad_accum > 1) + c.tie_embeddings)  # the input table's gradient, before it is added to others
-    newton_schulz = muon * C * (10 * max(inner, 3 * C) + 4 * C)  # Muon's work on the largest matrix
     before = grads * (grad_accum > 1)  # of earlier passes; a step leaves none
     missing = 0 if before else 4 * (linear + table * (not c.tie_embeddings))  # gradients that the first block's backward precedes
     # Going back through the blocks, each changes memory by the same amount: the worst is at the last or at the first of them.
     in_loss = before + c.n_layer * copy + head + kept + stream + loss
     last_block = max(before, 4 * table) + (1 if checkpoint else c.n_layer) * copy + kept + again + passing
-    first_block = grads + max(copy + block + passing - missing, stream + late, newton_schulz)  # or right after it
+    first_block = grads + max(copy + block + passing - missing, stream + late, work)  # or right after it
     return {"weights": weights + c.n_layer * copy + head, "gradients": grads, "optimizer": states, "loss": loss,
             "activations": kept + again + stream, "total": weights + states + max(in_loss, last_block, first_block)}  # fmt: skip
 

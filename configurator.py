@@ -9,6 +9,9 @@ A script states its defaults in a class, one a line, with the comment that `--he
     cfg = configurator.load(Settings)     # `python train.py config/python_cpu.py --lr=3e-4`  ->  cfg.lr == 3e-4
 
 A config file is plain Python, run in a namespace of its own; only the values that it assigns are taken.
+
+Where the class has _presets = {"optimizer": {"lion": {"lr": 3e-4}}}, the file or command line that changes optimizer to lion
+brings lr=3e-4 too, whatever was said of lr before; what it says of lr itself, or what is said later, wins.
 """
 
 import ast
@@ -18,6 +21,7 @@ import math
 import runpy
 import sys
 import types
+from collections import ChainMap
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,26 +58,48 @@ def load(settings, argv=None):
         sys.exit(0)
     classes = settings.__mro__[-2::-1]  # a script may add settings to another's by inheriting
     defaults = {key: value for one in classes for key, value in vars(one).items() if not key.startswith("_")}
-    values = dict(defaults)
+    layers = [{}]  # what each config file says, and what the command line says before, between and after them
     for arg in argv:
         if arg.startswith("--"):
             key, given, text = arg[2:].partition("=")
             check_key(key, defaults, "")
             if given and isinstance(defaults[key], tuple):  # each --key=text adds one; \n and \t may be written out
-                values[key] += (text.replace("\\n", "\n").replace("\\t", "\t"),)
+                said = ChainMap(*reversed(layers), defaults)[key]
+                layers[-1][key] = said + (text.replace("\\n", "\n").replace("\\t", "\t"),)
             elif given:
-                values[key] = convert(key, parse(text, defaults[key]), defaults[key])
+                layers[-1][key] = convert(key, parse(text, defaults[key]), defaults[key])
             elif isinstance(defaults[key], bool):
-                values[key] = True
+                layers[-1][key] = True
             else:
                 die(f"--{key} needs a value: write --{key}={defaults[key] or '...'}")
         elif arg.endswith(".py"):
+            layers += [{}, {}]
             for key, value in read_config(arg).items():
                 check_key(key, defaults, f" in {arg}")
-                values[key] = convert(key, value, defaults[key])
+                layers[-2][key] = convert(key, value, defaults[key])
         else:
             die(f"{arg!r} is neither a config file (*.py) nor --key=value")
-    return types.SimpleNamespace(**values)
+    return types.SimpleNamespace(**combine(defaults, layers, getattr(settings, "_presets", {})))
+
+
+def combine(defaults, layers, presets):
+    """The defaults overridden by each layer in turn. A layer that changes a key of `presets` resets what the old value had brought
+    and brings what the new one does, but for the keys that it names itself; says what that takes back, on standard error."""
+    values, said = dict(defaults), set()
+    for layer in layers:
+        for key, options in presets.items():
+            old, new = values[key], layer.get(key, values[key])
+            if new != old and new in options:
+                brought = {k: defaults[k] for k in options.get(old, {})} | options[new]
+                brought = {k: value for k, value in brought.items() if k not in layer}
+                lost = [f"{k}={value} (not {values[k]})" for k, value in brought.items() if k in said and value != values[k]]
+                if lost:
+                    print(f"{key}={new} brings its own {', '.join(lost)}", file=sys.stderr)
+                values |= brought
+                said -= brought.keys()
+        values |= layer
+        said |= layer.keys()
+    return values
 
 
 def read_config(path):
@@ -137,5 +163,9 @@ def print_help(settings):
         assignment, _, comment = line.strip().partition("  # ")
         if line.strip().startswith("#"):
             print(f"\n{line.strip('# ')}")
-        elif " = " in assignment:
+        elif " = " in assignment and not assignment.startswith("_"):
             print(f"  --{assignment.strip().replace(' = ', '='):<36} {comment}")
+    for key, presets in getattr(settings, "_presets", {}).items():
+        print(f"\nOther defaults that {key} brings:")
+        for name, brought in presets.items():
+            print(f"  --{f'{key}={name}':<36} {', '.join(f'{k}={value}' for k, value in brought.items())}".rstrip())

@@ -36,6 +36,8 @@ from model import NeoX, NeoXConfig, load_checkpoint, matmul_peak, native_dtype
 
 
 class Settings:
+    _presets = {"optimizer": optim.PRESETS}  # the defaults below are AdamW's
+
     # Data and run
     dataset = "python"  # a folder under data/, made by a script in prepare/
     out_dir = "out/python"  # folder for checkpoints, metrics and the plot
@@ -56,15 +58,16 @@ class Settings:
     grad_accum = 1  # forward passes in one step; a step sees batch_size * grad_accum * block_size tokens
     max_iters = 2000  # steps
     max_minutes = 0.0  # end, and finish the schedule, after so much training time if that comes first; 0: no limit
-    optimizer = "adamw"  # a name in optim.py: adamw, muon
+    optimizer = "adamw"  # a name in optim.py: adamw, adam, sgd, lion, adafactor, cautious, schedulefree, muon, soap
     lr = 1e-3  # peak learning rate
     min_lr = 1e-4  # learning rate at the end
-    lr_schedule = "cosine"  # a name in optim.py: cosine, linear, constant
+    lr_schedule = "cosine"  # a name in optim.py: cosine, linear, wsd, constant, inv_sqrt
     warmup_iters = 100  # steps of linear warmup
     weight_decay = 0.1  # of matrices; biases and norms have none
-    beta1 = 0.9  # AdamW's memory of the gradient
+    decay_embeddings = True  # of the input table and the output head too
+    beta1 = 0.9  # AdamW's memory of the gradient, and its relatives'
     beta2 = 0.95  # AdamW's memory of its square
-    momentum = 0.95  # Muon's memory of the gradient; less in short runs
+    momentum = 0.95  # Muon's and SGD's memory of the gradient; less in short runs
     grad_clip = 1.0  # largest norm of the gradient; 0: no limit
     # Machine
     device = "auto"  # auto, cpu, cuda, mps
@@ -208,6 +211,8 @@ def main():
     )  # fmt: skip
     if cfg.min_lr > cfg.lr:
         configurator.die(f"min_lr={cfg.min_lr} is above lr={cfg.lr}")
+    if max(cfg.beta1, cfg.beta2, cfg.momentum) >= 1:
+        configurator.die(f"beta1={cfg.beta1}, beta2={cfg.beta2} and momentum={cfg.momentum} must be below 1")
     device, dtype = pick_device(cfg)
     if device == "cpu":
         keep_freed_memory()
@@ -225,7 +230,7 @@ def main():
                 raise ValueError(f"there is nothing to resume: {out / 'ckpt.pt'} does not exist; leave --init_from out to start")
             checkpoint = load_checkpoint(out / "ckpt.pt")
             model = NeoX.from_checkpoint(checkpoint)
-            for key in NeoXConfig.__dataclass_fields__.keys() & vars(cfg).keys():
+            for key in ["optimizer", *(NeoXConfig.__dataclass_fields__.keys() & vars(cfg).keys())]:
                 if getattr(cfg, key) != checkpoint["settings"].get(key):
                     raise ValueError(f"{key}={getattr(cfg, key)} does not fit the run in {out}, which began with "
                                      f"{checkpoint['settings'].get(key)}")
@@ -245,7 +250,8 @@ def main():
             start = [] if tokenizer.eot is None else [tokenizer.eot]  # as every document of the data begins
     model.to(device)
     model.checkpoint_activations = cfg.checkpoint_activations
-    optimizers = optim.OPTIMIZERS[cfg.optimizer](model, cfg)
+    with configurator.mistakes():
+        optimizers = optim.build(model, cfg)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
     # The run's folder. A new run does not overwrite the last one: that is set aside.
@@ -271,6 +277,7 @@ def main():
         log = open(out / "metrics.jsonl", "a", buffering=1, encoding="utf-8")
 
     def save(name):
+        optim.averaged(optimizers, True)  # what is kept is what is evaluated; the next step takes up the others again
         state = {
             "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict(),
             "step": step, "best_loss": best_loss, "elapsed": elapsed,
@@ -331,6 +338,7 @@ def main():
             save("ckpt.pt")
         elif step > resumed and cfg.eval_interval and step % cfg.eval_interval == 0 or progress >= 1:
             elapsed += time.perf_counter() - began
+            optim.averaged(optimizers, True)
             val_loss = evaluate(model, data["val"], cfg, device, autocast)
             record(val_loss=val_loss, bits_per_byte=val_loss * bits_per_byte)
             best, best_loss = val_loss < best_loss, min(val_loss, best_loss)
@@ -348,6 +356,7 @@ def main():
             break
 
         # One step.
+        optim.averaged(optimizers, False)
         torch.manual_seed(hash((cfg.seed, step)) % 2**63)  # for dropout: a pure function of the step, like the batches
         lr = optim.learning_rate(cfg, step, progress)
         for optimizer in optimizers:

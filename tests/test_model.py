@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import types
 
 import pytest
 import torch
@@ -11,8 +10,10 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 import bench
+import configurator
 import model as model_file
 import optim
+import train
 from model import NeoX, NeoXConfig
 
 SMALL = dict(vocab_size=97, block_size=32, n_layer=3, n_head=4, n_embd=64)
@@ -265,12 +266,12 @@ def test_activations_are_what_autograd_keeps(shape, dtype, recompute):
     assert bench.estimate_memory(config, 2, dtype, checkpoint=recompute)["activations"] == pytest.approx(counted, rel=0.01)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
 @pytest.mark.parametrize("shape", LONG_SHAPES)
 def test_weights_gradients_and_optimizer_states_are_exact(shape, optimizer):
     model = NeoX(NeoXConfig(**shape))
-    cfg = types.SimpleNamespace(lr=1e-3, beta1=0.9, beta2=0.95, momentum=0.95, weight_decay=0.1)
-    optimizers = optim.OPTIMIZERS[optimizer](model, cfg)
+    cfg = configurator.load(train.Settings, [f"--optimizer={optimizer}"])
+    optimizers = optim.build(model, cfg)
     idx = torch.randint(300, (1, 8))
     model(idx, idx).backward()
     for one in optimizers:

@@ -13,7 +13,6 @@ import torch
 from conftest import ROOT, TINY, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import optim
 import tokenizer as tokenizers
 from model import NeoX, load_checkpoint
 
@@ -171,23 +170,6 @@ def test_compiled_and_bf16_follow_the_plain_run_and_a_missing_compiler_is_one_li
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     done = run("train.py", *settings, "--compile", f"--out_dir={tmp_path / 'fallback'}")
     assert done.stdout.count("torch.compile does not work here, going on without it") == 1
-
-
-def test_muon_does_what_torchs_own_does_one_matrix_at_a_time():
-    torch.manual_seed(0)
-    shapes = [(64, 64), (192, 64), (64, 256), (256, 64)] * 3
-    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
-    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    start = torch.cat([p.detach().flatten() for p in ours])
-    optimizers = optim.Muon(ours, lr=0.1, weight_decay=0.5), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
-    for _ in range(5):
-        for a, b in zip(ours, theirs):
-            a.grad = torch.randn_like(a)
-            b.grad = a.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    moved = [torch.cat([p.detach().flatten() for p in params]) - start for params in (ours, theirs)]
-    assert (moved[0] - moved[1]).norm() < 0.01 * moved[1].norm()  # both round to bfloat16, in another order
 
 
 def test_bench_takes_a_step_apart_and_plans_for_a_gpu_that_is_not_here():
