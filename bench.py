@@ -281,30 +281,31 @@ def estimate_memory(config, batch_size, dtype="float32", optimizer="adamw", chec
     What autograd keeps follows from model.py's code, and tests/ counts it: linear layers, attention and GELU keep `dtype`; LayerNorm
     keeps its input, the residual stream, which is float32 because the embedding is (and CUDA's autocast would make it so)."""
     c, size = config, 4 if dtype == "float32" else 2
-    C, inner, tokens, table = c.n_embd, c.n_inner, batch_size * c.block_size, c.vocab_size * c.n_embd
-    matrices = 4 * C * C + 2 * C * inner  # of one block
-    linear = matrices + 5 * C + inner  # with their biases
+    C, inner, read, tokens, table = c.n_embd, c.n_inner, c.n_read, batch_size * c.block_size, c.vocab_size * c.n_embd
+    matrices = 4 * C * C + C * (read + inner)  # of one block
+    linear = matrices + 5 * C + read  # with their biases
     n = (1 if c.tie_embeddings else 2) * table + c.n_layer * (linear + 4 * C) + 2 * C
-    shapes = (3 * C, C), (C, C), (inner, C), (C, inner)  # of those matrices
+    shapes = (3 * C, C), (C, C), (read, C), (C, inner)  # of those matrices
     states = {  # numbers that the optimizer keeps; AdamW and its relatives two for each weight
         "sgd": n, "lion": n, "muon": 2 * n - c.n_layer * matrices, "soap": 2 * n + c.n_layer * sum(2 * (a * a + b * b) for a, b in shapes),
         "adafactor": n - c.n_layer * (matrices - sum(a + b for a, b in shapes))
         - (1 if c.tie_embeddings else 2) * (table - c.vocab_size - C),
     }.get(optimizer, 2 * n)  # fmt: skip
     work = {  # and those that its step needs for a moment; what torch has fused needs none
-        "muon": C * (2.5 * max(inner, 3 * C) + C), "soap": 4 * c.n_layer * matrices, "lion": n, "cautious": 3 * n, "schedulefree": 2 * n,
-        "adafactor": 2 * max(table, inner * C),
+        "muon": C * (2.5 * max(read, 3 * C) + C), "soap": 4 * c.n_layer * matrices, "lion": n, "cautious": 3 * n, "schedulefree": 2 * n,
+        "adafactor": 2 * max(table, read * C),
     }.get(optimizer, 0)  # fmt: skip
     weights, grads, states, work = 4 * n, 4 * n, 4 * states, 4 * work
     copy = 0 if size == 4 else size * linear  # autocast's, of one block's weights: stays until its backward has used it
     head = 0 if size == 4 else size * table  # the same for the output head
     stream = 4 * tokens * C
     # In `dtype`, times C: two LayerNorm outputs, the fused q, k, v (which v, a view, keeps whole), rotated q and k, attention's
-    # output and its copy, because flash attention orders it another way (a T4's kernel does not: 5 % less); the MLP round GELU.
-    block = stream + tokens * (size * (9 * C + 2 * inner) + 4 * c.n_head + 16)  # with logsumexp, and LayerNorm's mean and 1 / std
+    # output and its copy, because flash attention orders it another way (a T4's kernel does not: 5 % less); the MLP round GELU,
+    # or round the gate and its product.
+    block = stream + tokens * (size * (9 * C + 2 * read) + 4 * c.n_head + 16)  # with logsumexp, and LayerNorm's mean and 1 / std
     block += stream * (not c.parallel_residual) + 2 * tokens * C * (c.dropout > 0)  # a mask of dropout takes 1 byte an element
     kept, again = (c.n_layer * stream, block - stream) if checkpoint else (c.n_layer * block, 0)
-    passing = stream + size * tokens * (C + inner)  # gradients on their way through an MLP
+    passing = stream + size * tokens * (C + read)  # gradients on their way through an MLP
     loss = 2 * size * tokens * C + 4 * table  # hidden states, their gradient and the head's, all made in forward, and for a moment
     loss += (4 + 2 * size) * min(MAX_LOGITS, tokens * c.vocab_size) + size * table  # logits, and their share of the head's gradient
     late = 4 * table * ((grad_accum > 1) + c.tie_embeddings)  # the input table's gradient, before it is added to others

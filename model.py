@@ -11,6 +11,7 @@ Modules carry the names of Hugging Face's `GPTNeoXForCausalLM`, so a state_dict 
 Shapes in comments: B batch, T tokens, C = n_embd, H heads, D = C / H, V vocabulary.
 """
 
+import functools
 import json
 import math
 import os
@@ -24,7 +25,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-GELU = {"gelu": "none", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # Hugging Face's names
 MAX_LOGITS = 2**24  # held at a time in training: 32 MiB in bfloat16
 
 
@@ -35,17 +35,17 @@ class NeoXConfig:
     n_layer: int = 6
     n_head: int = 8
     n_embd: int = 512
-    n_inner: int = 0  # width of the MLP; 0: 4 * n_embd
+    n_inner: int = 0  # width of the MLP; 0: 4 * n_embd, or with swiglu 2/3 of that, for as many parameters
     rotary_pct: float = 0.25  # share of each head's dimensions that is rotated
     rotary_base: float = 10000.0
     parallel_residual: bool = True
     tie_embeddings: bool = False
     dropout: float = 0.0
-    activation: str = "gelu"  # or "gelu_fast", the tanh form of GPT-NeoX-20B
+    activation: str = "gelu"  # "gelu_fast", the tanh form of GPT-NeoX-20B, or "swiglu", which Hugging Face's GPT-NeoX has not
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        self.n_inner = self.n_inner or 4 * self.n_embd
+        self.n_inner = self.n_inner or (4 * self.n_embd if self.activation != "swiglu" else max(self.n_embd // 3, 1) * 8)
         if min(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd) < 1:
             raise ValueError("vocab_size, block_size, n_layer, n_head and n_embd must each be 1 or more")
         if self.n_embd % self.n_head:
@@ -54,8 +54,8 @@ class NeoXConfig:
             raise ValueError(f"rotary_pct={self.rotary_pct} of {self.head_dim} dimensions a head must be an even number of them")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be from 0 up to, not including, 1")
-        if self.activation not in GELU:
-            raise ValueError(f"activation must be one of {', '.join(GELU)}, not {self.activation!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
 
     @property
     def head_dim(self):
@@ -64,6 +64,11 @@ class NeoXConfig:
     @property
     def rotary_dim(self):
         return int(self.head_dim * self.rotary_pct)
+
+    @property
+    def n_read(self):
+        """Width of the MLP before its activation, which a gate halves."""
+        return self.n_inner * (1 + (self.activation == "swiglu"))
 
 
 def rotary_tables(config):
@@ -158,15 +163,26 @@ class Attention(nn.Module):
         return self.dense(y.transpose(1, 2).reshape(B, T, C))
 
 
+def swiglu(x):
+    """x (..., 2 n_inner) to (..., n_inner): one half, gated by the SiLU of the other (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    gate, x = x.chunk(2, dim=-1)
+    return F.silu(gate) * x
+
+
+gelu_fast = functools.partial(F.gelu, approximate="tanh")
+# By Hugging Face's names, and one more.
+ACTIVATIONS = {"gelu": F.gelu, "gelu_fast": gelu_fast, "gelu_new": gelu_fast, "gelu_pytorch_tanh": gelu_fast, "swiglu": swiglu}
+
+
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.approximate = GELU[config.activation]
-        self.dense_h_to_4h = nn.Linear(config.n_embd, config.n_inner)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dense_h_to_4h = nn.Linear(config.n_embd, config.n_read)
         self.dense_4h_to_h = nn.Linear(config.n_inner, config.n_embd)
 
     def forward(self, x):
-        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate=self.approximate))
+        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
 
 
 class Block(nn.Module):
@@ -467,7 +483,7 @@ class Decoder:
         x = self.model.gpt_neox.embed_in(idx).view(B * T, C)
         for attends, has_mlp, weight, bias, weight_out, bias_out in self.stages:
             # Biases are added apart, because oneDNN's bfloat16 product with a bias is slow: 1.07 times the tokens/s of 8 rows.
-            h = F.linear(F.layer_norm(x, (C,), eps=c.norm_eps), weight).add_(bias)  # (B T, 3 C and n_inner)
+            h = F.linear(F.layer_norm(x, (C,), eps=c.norm_eps), weight).add_(bias)  # (B T, 3 C and n_read)
             parts = []
             if attends:
                 qkv = h[:, : 3 * C].to(self.cache.dtype).view(B, T, c.n_head, 3, -1).permute(3, 0, 2, 1, 4)  # (3, B, H, T, D)
@@ -479,7 +495,7 @@ class Decoder:
                 y = F.scaled_dot_product_attention(qkv[0], k, v, mask, is_causal=mask is None and T > 1)
                 parts.append(y.transpose(1, 2).reshape(B * T, C).to(x.dtype))
             if has_mlp:
-                parts.append(F.gelu(h[:, -c.n_inner :], approximate=GELU[c.activation]))
+                parts.append(ACTIVATIONS[c.activation](h[:, -c.n_read :]))
             x = x + F.linear(torch.cat(parts, dim=1), weight_out).add_(bias_out)
         x = self.model.gpt_neox.final_layer_norm(x.view(B, T, C)[:, -1])
         return F.linear(x, self.head)
@@ -537,7 +553,10 @@ def load_checkpoint(path):
 
 
 def config_to_hf(c):
-    """NeoXConfig as the dict that Hugging Face calls config.json; the rotary keys in the form that every version reads."""
+    """NeoXConfig as the dict that Hugging Face calls config.json; the rotary keys in the form that every version reads.
+    ValueError for what its GPT-NeoX cannot represent."""
+    if c.activation == "swiglu":
+        raise ValueError("Hugging Face's GPT-NeoX has no swiglu; a run's ckpt.pt holds the model")
     return {
         "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": c.vocab_size,
         "max_position_embeddings": c.block_size, "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head,

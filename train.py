@@ -53,6 +53,7 @@ class Settings:
     rotary_base = 10000.0  # longest wavelength of that rotation, in tokens / 2 pi
     parallel_residual = True  # attention and MLP side by side, as in GPT-NeoX; False: one after the other, as in GPT-2
     tie_embeddings = False  # share the input table with the output head
+    activation = "gelu"  # gelu, gelu_fast, or swiglu, with which nothing is exported to Hugging Face
     # Training
     batch_size = 16  # sequences in one forward pass
     grad_accum = 1  # forward passes in one step; a step sees batch_size * grad_accum * block_size tokens
@@ -231,9 +232,9 @@ def main():
             checkpoint = load_checkpoint(out / "ckpt.pt")
             model = NeoX.from_checkpoint(checkpoint)
             for key in ["optimizer", *(NeoXConfig.__dataclass_fields__.keys() & vars(cfg).keys())]:
-                if getattr(cfg, key) != checkpoint["settings"].get(key):
-                    raise ValueError(f"{key}={getattr(cfg, key)} does not fit the run in {out}, which began with "
-                                     f"{checkpoint['settings'].get(key)}")
+                first = (checkpoint["settings"] | checkpoint["model_config"])[key]
+                if getattr(cfg, key) != first:
+                    raise ValueError(f"{key}={getattr(cfg, key)} does not fit the run in {out}, which began with {first}")
             if (out / "tokenizer.json").read_bytes() != (folder / "tokenizer.json").read_bytes():
                 raise ValueError(f"the run in {out} was trained with another tokenizer than data set {cfg.dataset} has now")
         elif cfg.init_from == "scratch":
@@ -378,8 +379,10 @@ def main():
         bar.update()
 
     bar.close()
-    with configurator.mistakes():
+    try:
         model.save_pretrained(out, eot=tokenizer.eot, dataset=cfg.dataset)
+    except (ValueError, OSError) as error:
+        print(f"not exported: {error}")
     print(f"{'stopped' if stop else 'done'} at step {step}; try: python sample.py --ckpt={cfg.out_dir}")
     sys.exit(128 + stop[0] if stop else 0)
 

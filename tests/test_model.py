@@ -156,7 +156,7 @@ def test_past_the_end_the_model_sees_the_newest_half_of_the_context_and_what_fol
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-12)], ids=["float32", "float64"])
 @pytest.mark.parametrize("padding", [[0], [0, 5]], ids=["one row", "padded batch"])
-@pytest.mark.parametrize("parallel, activation, rotary", [(True, "gelu", 0.25), (True, "gelu_fast", 1.0), (False, "gelu", 0.0), (False, "gelu_fast", 0.5)])
+@pytest.mark.parametrize("parallel, activation, rotary", [(True, "gelu", 0.25), (True, "swiglu", 1.0), (False, "gelu", 0.0), (False, "gelu_fast", 0.5)])
 def test_the_decoder_s_logits_are_the_plain_model_s(parallel, activation, rotary, padding, dtype, tolerance):
     model = random_model(parallel_residual=parallel, activation=activation, rotary_pct=rotary).to(dtype).requires_grad_(False)
     idx = torch.randint(97, (len(padding), 20))
@@ -228,7 +228,7 @@ def test_counts_of_parameters_and_flops(tied):
 LONG_SHAPES = [  # more than 512 tokens, so that attention is the fused one that GPUs use
     dict(n_layer=3, n_head=4, n_embd=64, vocab_size=300, block_size=520),
     dict(n_layer=6, n_head=6, n_embd=96, vocab_size=1000, block_size=600, tie_embeddings=True),
-    dict(n_layer=2, n_head=2, n_embd=80, vocab_size=500, block_size=530, parallel_residual=False),
+    dict(n_layer=2, n_head=2, n_embd=80, vocab_size=500, block_size=530, parallel_residual=False, activation="swiglu"),
 ]
 
 
