@@ -84,6 +84,11 @@ SAMPLE = [
 EVAL = [
     (["--ckpt={run}", "--tasks=poetry"], "unknown task"),
     (["--ckpt={run}", "--dataset=nowhere"], "nowhere"),
+    (["--ckpt={run}", "--tasks=humaneval", "--file={folder}/none.jsonl"], "No such file"),
+    (["--ckpt={run}", "--tasks=humaneval", "--file={folder}/meta/meta.json"], "line 1, is not a problem in HumanEval's format"),
+    (["--ckpt={run}", "--tasks=mine", "--language=rust"], "language must be one of"),
+    (["--compare", "{run}"], "needs at least two folders"),
+    (["--compare", "{run}", "{folder}/char"], "there is no"),
     (["--ckpt={folder}/char"], "does not say what it was trained on"),
 ]
 BENCH = [
