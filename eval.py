@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import configurator
 import sample
+import tracking
 from model import generation_dtype
 
 
@@ -151,6 +152,7 @@ def main():
         print(f"{key:<16} {value:.4f}" if isinstance(value, float) else f"{key:<16} {value}")
     with configurator.mistakes():
         (folder / "eval.json").write_text(json.dumps(report | {"arguments": vars(cfg)}, indent=2) + "\n", encoding="utf-8")
+    tracking.send(folder)  # to the run of the training, where that was tracked
 
 
 if __name__ == "__main__":
