@@ -29,16 +29,16 @@ def join(cfg, device):
         if cfg.shard:
             configurator.die("--shard divides the model among processes: torchrun --nproc_per_node=N train.py ...")
         return 0, 1
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    if rank:
-        sys.stdout = open(os.devnull, "w")
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if cfg.grad_accum % world:
         configurator.die(f"grad_accum={cfg.grad_accum} must be a multiple of the {world} processes, which share its batches")
     if cfg.shard and cfg.optimizer not in SHARDABLE:
         configurator.die(f"--shard cuts matrices apart, which optimizer={cfg.optimizer} needs whole; use {' or '.join(SHARDABLE)}")
+    if rank:
+        sys.stdout = open(os.devnull, "w")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     return rank, world
 
 
@@ -49,6 +49,7 @@ def leave():
 
 def spread(model, cfg, device, world):
     """The model as the processes train it together; in place where it is sharded, on the CPU until then."""
+    agree(0)  # none writes to the run's folder before all have read it
     if not cfg.shard:
         return torch.nn.parallel.DistributedDataParallel(model)
     from torch.distributed.fsdp import fully_shard

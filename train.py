@@ -224,18 +224,19 @@ def read_metrics(out, step):
 
 def write_metrics(out, metrics, only_last=False):
     """metrics.jsonl, or where all but the last line stand there already, that one."""
-    file, lines = out / "metrics.jsonl", [json.dumps(m) + "\n" for m in metrics]
+    file, line = out / "metrics.jsonl", lambda m: json.dumps(m) + "\n"
     if only_last and file.exists():
         with open(file, "a", encoding="utf-8") as log:
-            log.write(lines[-1])
+            log.write(line(metrics[-1]))
     else:
-        write_whole(file, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
+        write_whole(file, lambda temporary: temporary.write_text("".join(map(line, metrics)), encoding="utf-8"))
 
 
 def fill_folder(out, tokenizer, about):
     """What a run's folder holds besides checkpoints and metrics: the tokenizer, and how the run came about."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(out)
+    if tokenizer:
+        tokenizer.save(out)
     write_whole(out / "run.json", lambda temporary: temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
 
 
@@ -333,7 +334,7 @@ def main():
             out.rename(f"{out}.old")
             print(f"{out} held a run; it is now {out.name}.old")
         if rank == 0:
-            fill_folder(out, tokenizer, about)
+            fill_folder(out, None if checkpoint else tokenizer, about)  # a resumed run has its own, which a kill could cut short
             write_metrics(out, metrics)
 
     unwritten = set()  # what the disk did not take, to say so once

@@ -17,6 +17,7 @@ TRIALS = """
 import ctypes, os, random, resource, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 import matplotlib.pyplot, train  # once, for every trial to be forked from
+train.matmul_peak = lambda *_: 1e12  # measuring it would take most of a trial
 out, settings, random_moment = train.Path(sys.argv[2]), sys.argv[3:], random.Random(0)
 ckpt, said = out / "ckpt.pt", train.Path(sys.argv[2] + ".said")
 
@@ -146,16 +147,15 @@ def test_one_bad_step_is_passed_over_and_many_end_the_run_with_the_last_good_che
     forward, bad = train.NeoX.forward, set()
 
     def poisoned(model, idx, targets=None):
-        loss, steps = forward(model, idx, targets), 0
-        if targets is not None and model.training:
-            steps = model.calls = getattr(model, "calls", -1) + 1
-        return loss * math.nan if targets is not None and model.training and steps in bad else loss
+        loss = forward(model, idx, targets)
+        model.calls = getattr(model, "calls", -1) + model.training  # in training, one a step
+        return loss * math.nan if model.training and model.calls in bad else loss
 
     monkeypatch.setattr(train.NeoX, "forward", poisoned)
     bad |= {3, *range(30, 60)}
     assert in_process(monkeypatch, *settings, f"--out_dir={tmp_path / 'run'}") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: 20 steps in a row, up to step 50,") and "goes on from step 30" in error
+    assert error.startswith("error: 20 steps in a row, up to step 50,") and "goes on from step 40" in error
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = {m["step"]: m["loss"] for m in lines if "loss" in m}
     assert [step for step, loss in losses.items() if loss is None] == [4, *range(31, 51)]
