@@ -18,6 +18,7 @@ import ast
 import difflib
 import inspect
 import math
+import os
 import runpy
 import sys
 import types
@@ -30,7 +31,8 @@ ROOT = Path(__file__).resolve().parent  # what the scripts make (data/, out/) li
 
 def die(message):
     """End the script for a person's mistake: one line on standard error, exit code 2, no traceback."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes make the same mistake
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)
 
 

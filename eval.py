@@ -43,6 +43,7 @@ import configurator
 import execute
 import sample
 import tokenizer as tokenizers
+import tracking
 from model import generation_dtype
 
 
@@ -592,7 +593,9 @@ def open_split(cfg, folder, tokenizer):
     dataset = cfg.dataset
     if not dataset:
         try:
-            dataset = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dataset"]
+            run = folder / "run.json"
+            about = json.loads((run if run.is_file() else folder / "config.json").read_text(encoding="utf-8"))
+            dataset = about.get("settings", about)["dataset"]
         except (OSError, KeyError):
             raise ValueError(f"{folder} does not say what it was trained on; give --dataset=NAME") from None
     data = configurator.ROOT / "data" / dataset
@@ -687,6 +690,7 @@ def main():
     with configurator.mistakes():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "eval.json").write_text(json.dumps(report | {"arguments": vars(cfg)}, indent=2) + "\n", encoding="utf-8")
+    tracking.send(folder)  # to the run of the training, where that was tracked
 
 
 if __name__ == "__main__":

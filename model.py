@@ -17,6 +17,7 @@ import math
 import os
 import pickle  # for the name of an error alone
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -547,8 +548,12 @@ def matmul_peak(device, dtype):
 def load_checkpoint(path):
     """The dict that train.py saved: plain values and tensors, nothing in it is run. ValueError if it is not whole."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch writes check sums, but does not read them
+        if damaged:
+            raise EOFError(f"{damaged} in it is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint, it may be cut short: {str(error).splitlines()[0]}") from None
 
 

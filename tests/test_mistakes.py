@@ -55,7 +55,10 @@ TRAIN = [  # what a person adds to a good command -> a part of the line that mus
     (["--dataset={folder}/tokenizer"], "tokenizer.json"),
     (["--dataset={folder}/empty"], "too few tokens"),
     (["--block_size=10000000"], "too few tokens"),
+    (["--shard"], "torchrun"),
+    (["--keep=0"], "keep must be above 0"),
     (["--init_from=resume"], "there is nothing to resume"),
+    (["--init_from=auto", "--out_dir={folder}/cut"], "cannot be read as a checkpoint"),
     (["--init_from=resume", "--out_dir={folder}/cut"], "cannot be read as a checkpoint"),
     (["--init_from=resume", "--out_dir={folder}/other"], "the checkpoint does not hold"),
     (["--init_from=resume", "--out_dir={folder}/words"], "another tokenizer"),
@@ -118,6 +121,7 @@ def places(dataset, trained, tmp_path_factory):
         shutil.copytree(trained, folder / name)
     whole = (trained / "ckpt.pt").read_bytes()
     (folder / "cut" / "ckpt.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "cut" / "ckpt.1.pt").write_bytes(whole[: len(whole) // 3])
     torch.save(torch.load(trained / "ckpt.pt", weights_only=True) | {"model": {}}, folder / "other" / "ckpt.pt")
     (folder / "words" / "tokenizer.json").write_text((trained / "tokenizer.json").read_text() + "\n")
     weights = (trained / "model.safetensors").read_bytes()

@@ -1,0 +1,117 @@
+"""Train on more than one device: torchrun starts a process for each, and every one runs all of train.py.
+
+    torchrun --nproc_per_node=2 train.py config/python_t4.py             # each with the whole model (DDP)
+    torchrun --nproc_per_node=2 train.py config/python_t4.py --shard     # each with a slice of every tensor (FSDP2)
+
+The processes share the grad_accum batches of a step, so together they do what one does alone. Without torchrun every function
+here returns what it was given.
+"""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+import configurator
+from model import NeoX
+
+SHARDABLE = ("adamw",)  # optimizers that treat every number for itself, so that a slice of a matrix is as good as the whole
+
+
+def running():
+    return dist.is_available() and dist.is_initialized()
+
+
+def join(cfg, device):
+    """(rank, number of processes) among those that torchrun started; (0, 1) without it. Only rank 0 prints."""
+    if "RANK" not in os.environ:
+        if cfg.shard:
+            configurator.die("--shard divides the model among processes: torchrun --nproc_per_node=N train.py ...")
+        return 0, 1
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if cfg.grad_accum % world:
+        configurator.die(f"grad_accum={cfg.grad_accum} must be a multiple of the {world} processes, which share its batches")
+    if cfg.shard and cfg.optimizer not in SHARDABLE:
+        configurator.die(f"--shard cuts matrices apart, which optimizer={cfg.optimizer} needs whole; use {' or '.join(SHARDABLE)}")
+    if rank:
+        sys.stdout = open(os.devnull, "w")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    return rank, world
+
+
+def leave():
+    if running():
+        dist.destroy_process_group()
+
+
+def spread(model, cfg, device, world):
+    """The model as the processes train it together; in place where it is sharded, on the CPU until then."""
+    agree(0)  # none writes to the run's folder before all have read it
+    if not cfg.shard:
+        return torch.nn.parallel.DistributedDataParallel(model)
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.init_device_mesh(device, (world,))
+    for layer in model.gpt_neox.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)  # what is in no block: both tables and the last norm
+
+
+def average_gradients(parallel, now):
+    """Whether the next backward averages the gradients over the processes, or only adds to each one's own."""
+    if hasattr(parallel, "set_requires_gradient_sync"):
+        parallel.set_requires_gradient_sync(now)
+    elif running():
+        parallel.require_backward_grad_sync = now
+
+
+def agree(*values):
+    """The largest of each value over all processes: their clocks and signals differ, and they must part at the same step."""
+    if not running():
+        return values
+    values = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values.tolist()
+
+
+def mean(tensor):
+    if running():
+        dist.all_reduce(tensor.div_(dist.get_world_size()))
+    return tensor
+
+
+def whole(value):
+    """A state_dict with its slices put together, on the CPU of the first process. All must call it at once."""
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if not hasattr(value, "full_tensor"):
+        return value
+    full = value.full_tensor()
+    return full.cpu() if dist.get_rank() == 0 else None
+
+
+def slice_state(optimizer, state):
+    """The other way round: a whole state_dict of an optimizer, each tensor in it cut as its parameter is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state["state"].items():
+        p = params[number]
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape:
+                values[key] = distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+    return state
+
+
+def single(model):
+    """The model itself; of a sharded one, a copy in one piece on the CPU of the first process, None on the others."""
+    if not hasattr(model, "set_requires_gradient_sync"):
+        return model
+    state = whole(model.state_dict())
+    if dist.get_rank() == 0:
+        copy = NeoX(model.config)
+        copy.load_state_dict(state)
+        return copy

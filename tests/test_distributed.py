@@ -1,0 +1,64 @@
+"""Several processes train as one does: the same losses, and checkpoints that any number of them goes on from."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, TINY, run
+
+import train
+from model import load_checkpoint
+
+
+def torchrun(processes, *args):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--rdzv_backend=c10d",
+               "--rdzv_endpoint=localhost:0", str(ROOT / "train.py"), *map(str, args)]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def losses(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {(m["step"], key): m[key] for m in lines for key in ("loss", "val_loss", "grad_norm") if key in m}
+
+
+def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(dataset, tmp_path):
+    settings = [f"--dataset={dataset}", *TINY, "--grad_accum=4", "--dropout=0.1", "--lr_schedule=constant", "--eval_interval=5",
+                "--dtype=float32", "--init_from=auto"]  # fmt: skip
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    process = torchrun(2, *settings, f"--out_dir={parts}", "--max_iters=1000")
+    while not (parts / "metrics.jsonl").exists() or len(losses(parts)) < 10:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=900)[0]
+    step = load_checkpoint(parts / "ckpt.pt")["step"]
+    assert max(losses(parts))[0] == step < 1000 and said.count("stopping after this step") == 1, said
+    process = torchrun(2, *settings, f"--out_dir={parts}", f"--max_iters={step + 5}", "--shard", "--sample_prompt=def", "--sample_tokens=2")
+    said = process.communicate(timeout=900)[0]
+    assert process.returncode == 0 and said.count("validation loss") in (1, 2) and said.count(f"done at step {step + 5};") == 1, said
+    for out in (parts, straight):
+        run("train.py", *settings, f"--out_dir={out}", f"--max_iters={step + 10}")
+    one, many = losses(straight), losses(parts)
+    assert one.keys() <= many.keys() and len(one) > 2 * (step + 10) and all(many[key] == pytest.approx(one[key], abs=1e-4) for key in one)
+    a, b = (load_checkpoint(out / "ckpt.pt") for out in (straight, parts))
+    assert a["model"].keys() == b["model"].keys() and all((a["model"][key] - b["model"][key]).abs().max() < 1e-3 for key in a["model"])
+
+
+@pytest.mark.parametrize("wrong, part", [
+    (("--grad_accum=3",), "grad_accum=3 must be a multiple of the 2 processes"),
+    (("--grad_accum=2", "--shard", "--optimizer=muon"), "--shard cuts matrices apart, which optimizer=muon needs whole"),
+])  # fmt: skip
+def test_what_several_processes_cannot_do_is_one_line_for_all(wrong, part, dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--dataset={dataset}", *TINY, f"--out_dir={tmp_path / 'run'}", *wrong])
+    said = ""
+    for rank in ("0", "1"):
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            train.main()
+        said += capsys.readouterr().err
+        assert ended.value.code == 2
+    assert said.startswith("error: ") and said.count("\n") == 1 and part in said and not (tmp_path / "run").exists()
