@@ -11,7 +11,7 @@ quickstart: install  ## from nothing to completions of real Python: 6 to 8 minut
 	$(RUN) eval.py --ckpt=out/python_cpu --tasks=bodies
 
 test: .venv/test  ## every test; NANONEOX_DATA=FOLDER adds those on tinyshakespeare.txt and HumanEval.jsonl.gz
-	$(RUN) -m pytest -q -n auto tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto tests  # a process for each core
 
 install: .venv/run
 
