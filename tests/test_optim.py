@@ -323,3 +323,17 @@ def test_adding_an_optimizer_is_one_function_and_one_line(dataset, tmp_path):
     checkpoint = load_checkpoint(tmp_path / "run" / "ckpt.pt")
     assert checkpoint["settings"]["lr"] == 2e-3 and "square_avg" in checkpoint["optimizers"][0]["state"][0]
     assert checkpoint["best_loss"] < 6.7 and "done at step 30" in done.stdout  # from ln 1024 = 6.93
+
+
+def test_a_leaderboard_runs_its_entries_in_turn_and_two_runs_are_compared(dataset, trained, tmp_path):
+    plot = tmp_path / "curves.png"
+    done = run("leaderboard.py", f"--dataset={dataset}", *TINY, "--max_iters=8", "--eval_interval=0", "--entries=adamw/muon", "--seeds=2",
+               f"--plot={plot}")  # fmt: skip
+    turns = [line.split()[0] for line in (done.stdout + done.stderr).splitlines() if " seed " in line and "steps" in line]
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
+    assert turns == ["adamw", "muon"] * 2 and sorted(rows[2:]) == ["adamw", "muon"]
+    assert "± 0.0000" not in done.stdout and plot.read_bytes()[:4] == b"\x89PNG"
+    table = run("leaderboard.py", "--compare", trained).stdout.splitlines()
+    assert table[1].split()[:2] == [trained.name, "60"] and "drawn in" in table[-1]
+    wrong = run("leaderboard.py", "--entries=adamx", ok=False)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: unknown entry 'adamx'")
