@@ -142,15 +142,15 @@ def run_go(program, test, test_setup, folder, seconds=10.0):
             os.chmod(folder, 0o755)
         go = str(Path(shutil.which("go")).resolve())
         settings = ["GO111MODULE=off", f"GOPATH={GO_LIBRARY}", "GOCACHE=/cache", "CGO_ENABLED=0", "GOFLAGS=", "GOMAXPROCS=2"]
-        build = ["env", "-C", "/work", *settings, go, "test", "-c", "-vet=off", "-o", "/work/test.binary"]
+        build = ["env", "-C", "/build", *settings, go, "test", "-c", "-vet=off", "-o", "/build/test.binary"]
         # The first compilation builds the library, too.
-        process = sandboxed("compiler", build, 300, ["--bind", work, "/work", "--bind", f"{folder}/cache", "/cache",
+        process = sandboxed("compiler", build, 300, ["--bind", work, "/build", "--bind", f"{folder}/cache", "/cache",
                             "--ro-bind-try", "/etc/alternatives", "/etc/alternatives"],
                             stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)  # fmt: skip
         if finish(process, 300) != 0 or not (Path(work) / "test.binary").is_file():
             said.seek(0)
             return False, f"does not compile: {said.read(2000).decode(errors='replace')}"
-        process = sandboxed("binary", ["/work/test.binary", "-test.run", "^Test"], seconds, ["--ro-bind", work, "/work"],
+        process = sandboxed("binary", ["/build/test.binary", "-test.run", "^Test"], seconds, ["--ro-bind", work, "/build"],
                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
         code = finish(process, seconds + 1)
     return code == 0, {0: "", None: "time"}.get(code, "failed")
