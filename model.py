@@ -320,7 +320,8 @@ class NeoX(nn.Module):
         together: short prompts are padded on the left, unseen by attention. With and without the cache the same tokens are seen
         at every step, so both give the same output, but for rounding where two tokens are all but equally likely.
 
-        All but the choice of tokens, which is in float32, runs in the dtype of the model's weights (see `generation_dtype`)."""
+        All runs in the dtype of the model's weights (see `generation_dtype`), but for the choice of tokens, which is in float32, as is
+        attention with a cache on a CPU."""
         was_training, device, block_size = self.training, self.cos.device, self.config.block_size
         if not prompts or not all(prompts):
             raise ValueError("every prompt needs at least one token")

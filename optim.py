@@ -267,7 +267,7 @@ def averaged(optimizers, on):
 
 
 # Beside each function the settings that it brings where train.py's, which are AdamW's, do not suit it. The figures are validation
-# losses of config/shakespeare_speedrun.py's model after 300 steps, the rate falling to nothing on a line (schedulefree: constant),
+# losses on Shakespeare's letters (4 layers, 128 wide, GELU) after 300 steps, the rate falling to nothing on a line (schedulefree: constant),
 # one seed each; another seed moved four of them by up to 0.02. AdamW got 2.10 at 3e-3, and 2.19 at 1e-3.
 OPTIMIZERS = {
     "adamw": (adamw, {}),
