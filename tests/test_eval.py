@@ -68,7 +68,7 @@ def test_the_loss_is_transformers_loss_over_every_token_once(trained, dataset, s
 def test_classes_of_code_are_those_of_pythons_own_tokenizer(real_files):
     kinds = {tokenize.NAME: "identifier", tokenize.OP: "operator", tokenize.NUMBER: "literal", tokenize.COMMENT: "comment"}
     same, total = 0, 0
-    for text in real_files[::25]:
+    for text in real_files[::10]:
         lines = text.splitlines(keepends=True)
         starts = np.cumsum([0] + [len(line.encode()) for line in lines])
         at = lambda place: starts[place[0] - 1] + len(lines[place[0] - 1][: place[1]].encode())  # noqa: B023, E731
@@ -85,7 +85,7 @@ def test_classes_of_code_are_those_of_pythons_own_tokenizer(real_files):
         total += sum(kind != "operator" for kind in expected.values())
         inside = sum(any(a <= begin and end <= b for a, b in strings) for begin, end in expected)  # f-strings, from 3.12 on
         assert inside == 0 or sys.version_info >= (3, 12)
-    assert total > 10_000 and same > 0.995 * total
+    assert total > 5_000 and same > 0.995 * total
     pieces = [(kind, b'// go\nx := `a\nb` + 0x1F != \'\\n\'  /* c */'[a:b]) for kind, a, b in
               evaluation.lex(b'// go\nx := `a\nb` + 0x1F != \'\\n\'  /* c */', "go") if kind != "whitespace"]  # fmt: skip
     assert pieces == [("comment", b"// go"), ("identifier", b"x"), ("operator", b":="), ("literal", b"`a\nb`"), ("operator", b"+"),
