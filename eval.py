@@ -37,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import configurator
@@ -93,12 +94,13 @@ def score(model, sequences, starts, stride, name, head):
     tokens that the model found likelier. Both 0 before the sequence's `start`. The network runs in the dtype of its weights, the
     output head in float32 with the weight `head`: in bfloat16 too many tokens would be equally likely to be ranked."""
     device, context = model.cos.device, model.config.block_size
+    tokens = 1024 if device.type == "cpu" else 16384  # in a batch: as many as a CPU's cache holds activations of
     results = [(np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32)) for ids in sequences]
     jobs = [(n, *window) for n, ids in enumerate(sequences) for window in windows(len(ids), context, stride, starts[n])]
     jobs.sort(key=lambda job: job[1] - job[3])  # longest first; the sort is stable
     with tqdm(total=len(jobs), desc=name, unit="window", leave=False, disable=None) as bar:
         while jobs:
-            size = max(4096 // (jobs[0][3] - jobs[0][1]), 1)
+            size = max(tokens // (jobs[0][3] - jobs[0][1]), 1)
             part, jobs = jobs[:size], jobs[size:]
             x = np.zeros((len(part), part[0][3] - part[0][1] - 1), np.int64)  # (B, T), filled up on the right, where nobody looks
             for row, (n, begin, _, end) in enumerate(part):
@@ -109,9 +111,8 @@ def score(model, sequences, starts, stride, name, head):
             nats, ranks = [], []
             for h, y in zip(h.split(512), torch.from_numpy(y).to(device).split(512)):  # few enough logits for a CPU's cache
                 logits = h.float() @ head.T  # (rows, V)
-                right = logits.gather(1, y[:, None])
-                nats.append((logits.logsumexp(dim=1) - right[:, 0]).cpu())
-                ranks.append((logits > right).sum(dim=1).cpu())
+                nats.append(F.cross_entropy(logits, y, reduction="none").cpu())
+                ranks.append((logits > logits.gather(1, y[:, None])).sum(dim=1).cpu())
             nats, ranks, done = torch.cat(nats).numpy(), torch.cat(ranks).numpy(), 0
             for n, _, first, end in part:
                 for array, values in zip(results[n], (nats, ranks)):
@@ -550,6 +551,14 @@ def pass_rates(name, problems, model, tokenizer, cfg):
 # All together.
 
 
+def chosen(names):
+    """The tasks in a list with commas, in the order of TASKS."""
+    for name in filter(None, names.split(",")):
+        if name not in TASKS:
+            configurator.die(f"unknown task {name!r}; tasks are {', '.join(TASKS)}")
+    return [task for task in TASKS if task in names.split(",")]
+
+
 def prepared(tokenizer, tokens, tasks, cfg):
     """The language of the tokens and the problems of each task. ValueError or OSError says what is missing for the tasks."""
     language = detect_language(tokens, tokenizer) if tokens is not None else ""
@@ -628,29 +637,52 @@ def compare(folders):
     print(f"{'':<28}" + "".join(f"{Path(name).name:>{width}}" for name in folders))
     for key in keys:
         print(f"{key:<28}" + "".join(f"{shown(report[key]) if key in report else '-':>{width}}" for report in reports.values()))
+    names = [Path(name).name for name in reports]
+
+    def bars(key, axis):
+        axis.bar(range(len(reports)), [report.get(key, math.nan) for report in reports.values()], color=[f"C{n}" for n in range(len(reports))])
+        axis.set_xticks(range(len(reports)), names, fontsize=6)
+
+    file = configurator.ROOT / "out" / "compare.png"
+    file.parent.mkdir(exist_ok=True)
+    if panels([key for key in keys if not key.startswith("share_")], bars, file):
+        print(f"drawn in {file}")
+
+
+def panels(keys, draw, file):
+    """A picture with a small plot for each key, which draw(key, axis) fills. Where that fails it says so and returns False."""
     try:
         import matplotlib
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        drawn = [key for key in keys if not key.startswith("share_")]
-        columns, rows = 5, math.ceil(len(drawn) / 5)
-        figure, axes = plt.subplots(rows, columns, figsize=(14, 2 * rows), squeeze=False)
-        for axis in axes.flat[len(drawn) :]:
+        rows = math.ceil(len(keys) / 5)
+        figure, axes = plt.subplots(rows, 5, figsize=(14, 2 * rows), squeeze=False)
+        for axis in axes.flat[len(keys) :]:
             axis.axis("off")
-        for key, axis in zip(drawn, axes.flat):
-            axis.bar(range(len(reports)), [report.get(key, math.nan) for report in reports.values()], color=plt.cm.tab10.colors)
-            axis.set_xticks(range(len(reports)), [Path(name).name for name in reports], fontsize=6)
+        for key, axis in zip(keys, axes.flat):
+            draw(key, axis)
             axis.set_title(key, fontsize=8)
-            axis.tick_params(axis="y", labelsize=6)
+            axis.tick_params(labelsize=6)
         figure.tight_layout()
-        file = configurator.ROOT / "out" / "compare.png"
-        file.parent.mkdir(exist_ok=True)
-        figure.savefig(file, dpi=120)
-        print(f"drawn in {file}")
+        figure.savefig(file.with_name(file.name + ".tmp"), format="png", dpi=120)
+        os.replace(file.with_name(file.name + ".tmp"), file)
+        plt.close(figure)
+        return True
     except Exception as error:
-        print(f"no plot: {type(error).__name__}: {error}")
+        tqdm.write(f"no plot: {type(error).__name__}: {error}")
+        return False
+
+
+def plot_scores(metrics, file):
+    """Draw what train.py's --eval_tasks put in the lines of metrics.jsonl, over the steps."""
+    lines = [m for m in metrics if any(key.startswith("eval_") for key in m)]
+
+    def curve(key, axis):
+        axis.plot(*zip(*((m["step"], m[key]) for m in lines if m.get(key) is not None)), marker="o", ms=3)
+
+    panels([key for key in lines[-1] if key.startswith("eval_") and "share" not in key], curve, file)
 
 
 def shown(value):
@@ -661,9 +693,7 @@ def main():
     if sys.argv[1:2] == ["--compare"]:
         return compare(sys.argv[2:])
     cfg = configurator.load(Settings)
-    for task in filter(None, cfg.tasks.split(",")):
-        if task not in TASKS:
-            configurator.die(f"unknown task {task!r}; tasks are {', '.join(TASKS)}")
+    tasks, tokens, meta = chosen(cfg.tasks), None, None
     configurator.require(
         cfg, ("num_completions", "num_bodies", "num_samples", "max_new_tokens", "top_p"), device=["auto", "cpu", "cuda", "mps"],
         language=["", "python", "go"], dtype=["auto", "float32", "bfloat16", "float16"],
@@ -672,7 +702,6 @@ def main():
         configurator.die(f"top_p is a probability, at most 1, not {cfg.top_p}")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     model, tokenizer, folder = sample.load(cfg.ckpt, device)
-    tasks, tokens, meta = [task for task in TASKS if task in cfg.tasks.split(",")], None, None
     with configurator.mistakes():
         if not tasks or {"loss", "completion", "bodies"} & set(tasks) or "mine" in tasks and not cfg.language:
             tokens, meta = open_split(cfg, folder, tokenizer)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import configurator
 
-FILES = ("run.json", "metrics.jsonl", "eval.json", "loss.png", "ckpt.pt")
+FILES = ("run.json", "metrics.jsonl", "eval.json", "loss.png", "scores.png", "ckpt.pt")
 EXPORT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import configurator
 import distributed
+import eval as evaluation
 import optim
 import tokenizer as tokenizers
 import tracking
@@ -89,6 +90,7 @@ class Settings:
     save_minutes = 10.0  # and minutes since the last; 0: none
     keep = 2  # checkpoints to keep: ckpt.pt, and before it ckpt.1.pt, ...; a damaged one is passed over when resuming
     save_best = False  # also keep best.pt, the checkpoint with the lowest validation loss
+    eval_tasks = ""  # tasks of eval.py at each of them, such as completion,mine (4 s on two cores), with 25 cuts of a kind; empty: none
     sample_prompt = ""  # text to continue at each evaluation; empty: no sample
     sample_tokens = 100  # its length
     wandb = False  # follow the run in Weights & Biases; its own variables, such as WANDB_MODE=offline, hold
@@ -282,6 +284,7 @@ def main():
     device, dtype = pick_device(cfg)
     if device == "cpu":
         keep_freed_memory()
+    tasks, exam = evaluation.chosen(cfg.eval_tasks), configurator.load(evaluation.Settings, ["--num_completions=25", "--show=0"])
     rank, world = distributed.join(cfg, device)
     out = configurator.ROOT / cfg.out_dir
 
@@ -310,6 +313,8 @@ def main():
             raise ValueError(f"the data set's vocabulary of {meta['vocab_size']} does not fit the model's {model.config.vocab_size}")
         if cfg.block_size > model.config.block_size:
             raise ValueError(f"block_size={cfg.block_size} does not fit the model's context of {model.config.block_size}")
+        if tasks and rank == 0:
+            ready = evaluation.prepared(tokenizer, data["val"], tasks, exam)
         if cfg.sample_prompt:
             prompt = tokenizer.encode(cfg.sample_prompt, special=True)
             start = [] if tokenizer.eot is None else [tokenizer.eot]  # as every document of the data begins
@@ -442,7 +447,13 @@ def main():
             elapsed += time.perf_counter() - began
             optim.averaged(optimizers, True)
             val_loss = evaluate(model, data["val"], cfg, device, autocast)
-            record(val_loss=val_loss, bits_per_byte=val_loss * bits_per_byte)
+            writer, scores = distributed.single(model) if cfg.sample_prompt or tasks else None, {}
+            if tasks and rank == 0:
+                try:
+                    scores = evaluation.measure(writer, tokenizer, data["val"], meta, tasks, exam, ready)
+                except Exception as error:  # worth a word, not a training
+                    tqdm.write(f"step {step}: no eval_tasks: {type(error).__name__}: {error}")
+            record(val_loss=val_loss, bits_per_byte=val_loss * bits_per_byte, **{f"eval_{key}": score for key, score in scores.items()})
             best, best_loss, evaluated = val_loss < best_loss, min(val_loss, best_loss), step
         if saving or evaluating:
             if save("ckpt.pt", cfg.keep):
@@ -453,10 +464,11 @@ def main():
         if evaluating:
             if rank == 0:
                 plot(metrics, out / "loss.png")
+                if scores:
+                    evaluation.plot_scores(metrics, out / "scores.png")
             tqdm.write(f"step {step}: validation loss {val_loss:.4f}, {val_loss * bits_per_byte:.4f} bits per byte, "
                        f"{step * tokens_per_step / 1e6:.2f}M tokens, {elapsed:.0f} s of training")  # fmt: skip
-            writer = distributed.single(model) if cfg.sample_prompt else None
-            if writer and rank == 0:
+            if cfg.sample_prompt and rank == 0:
                 new = writer.generate([start + prompt], cfg.sample_tokens, temperature=0.8, top_k=50, stop_ids=[tokenizer.eot], seed=cfg.seed)
                 text = tokenizer.decode(prompt + new[0])
                 record(sample=text)

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, run
 from rapidfuzz import fuzz
 from transformers import AutoModelForCausalLM
 
@@ -63,6 +64,18 @@ def test_the_loss_is_transformers_loss_over_every_token_once(trained, dataset, s
     assert sum(found[f"loss_{name}"] * share for name, share in shares.items()) == pytest.approx(nats, rel=0.05)  # but end of text
     fast = evaluation.measure(model, tokenizer, tokens, meta, ["loss"], settings(stride=stride))
     assert fast["loss"] == pytest.approx(nats, rel=1e-3) and model.embed_out.weight.dtype == torch.float32
+
+
+def test_scores_along_a_training_are_those_of_its_checkpoints(dataset, tmp_path):
+    run("train.py", f"--dataset={dataset}", *TINY, "--max_iters=20", "--eval_interval=10", "--eval_tasks=mine,completion", f"--out_dir={tmp_path}/run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    along = {line["step"]: {key[5:]: value for key, value in line.items() if key.startswith("eval_")} for line in lines if "val_loss" in line}
+    tokens, meta = np.fromfile(dataset / "val.bin", dtype="<u2"), json.loads((dataset / "meta.json").read_text())
+    for step, name in ((10, "ckpt.1.pt"), (20, "ckpt.pt")):
+        model, tokenizer, _ = sample.load(tmp_path / "run" / name, "cpu")
+        assert along[step] == evaluation.measure(model, tokenizer, tokens, meta, ["completion", "mine"], settings(num_completions=25))
+    assert along[0]["mine_bits_per_byte"] > along[10]["mine_bits_per_byte"] > along[20]["mine_bits_per_byte"]
+    assert (tmp_path / "run" / "scores.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_classes_of_code_are_those_of_pythons_own_tokenizer(real_files):

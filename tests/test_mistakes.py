@@ -55,6 +55,7 @@ TRAIN = [  # what a person adds to a good command -> a part of the line that mus
     (["--dataset={folder}/tokenizer"], "tokenizer.json"),
     (["--dataset={folder}/empty"], "too few tokens"),
     (["--block_size=10000000"], "too few tokens"),
+    (["--eval_tasks=loss,poetry"], "unknown task 'poetry'"),
     (["--shard"], "torchrun"),
     (["--keep=0"], "keep must be above 0"),
     (["--init_from=resume"], "there is nothing to resume"),
