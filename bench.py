@@ -12,6 +12,7 @@ the slowest and the fastest turn in brackets, and ratios are medians of ratios w
 
 import bisect
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -24,9 +25,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import configurator
+import eval as evaluation
 import optim
 import train
 from model import MAX_LOGITS, NeoX, NeoXConfig, config_to_hf, generation_dtype
@@ -93,6 +96,11 @@ def prompts(cfg, batch):
     return torch.randint(cfg.vocab_size, (batch, 32), generator=torch.Generator().manual_seed(0))
 
 
+def text(cfg):
+    """Windows of the context's length, (64, T), of which to tell the loss."""
+    return torch.randint(cfg.vocab_size, (64, cfg.block_size), generator=torch.Generator().manual_seed(0))
+
+
 def nanoneox(cfg, device, dtype, autocast, compiled, parts):
     if device == "cpu":
         train.keep_freed_memory()
@@ -106,7 +114,9 @@ def nanoneox(cfg, device, dtype, autocast, compiled, parts):
         writer.to(generation_dtype(device, batch))  # as sample.py does
         writer.generate(prompts(cfg, batch).tolist(), cfg.new_tokens, temperature=0)
 
-    return {"train": step, "generate 1": lambda: generate(1), "generate 8": lambda: generate(8)}
+    reader, head = copy.deepcopy(model).eval().to(dtype), model.embed_out.weight.detach().float()
+    loss = lambda: evaluation.score(reader, [text(cfg).flatten().numpy()], [1], cfg.block_size, "loss", head)  # noqa: E731
+    return {"train": step, "generate 1": lambda: generate(1), "generate 8": lambda: generate(8), "loss": loss}
 
 
 def transformers(cfg, device, dtype, autocast, compiled, parts):
@@ -123,7 +133,15 @@ def transformers(cfg, device, dtype, autocast, compiled, parts):
     writer = build(block_size=32 + cfg.new_tokens).eval().to(dtype)
     options = dict(max_new_tokens=cfg.new_tokens, min_new_tokens=cfg.new_tokens, do_sample=False, pad_token_id=0)
     generate = lambda batch: writer.generate(prompts(cfg, batch).to(device), **options)  # noqa: E731
-    return {"train": step, "generate 1": lambda: generate(1), "generate 8": lambda: generate(8)}
+
+    @torch.inference_mode()
+    def loss():
+        for x in text(cfg).to(device).split(8):  # on 2 cores faster than 4 or 32
+            logits = writer(x).logits.float()
+            F.cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten(), reduction="none")
+            logits.topk(5)
+
+    return {"train": step, "generate 1": lambda: generate(1), "generate 8": lambda: generate(8), "loss": loss}
 
 
 def nanogpt(cfg, device, dtype, autocast, compiled, parts):
@@ -496,6 +514,7 @@ def main():
         for batch in (1, 8):
             title = f"generation, {batch} at a time, {cfg.new_tokens} tokens each"
             show(title, race(eager, f"generate {batch}", 1, cfg.repeats), batch * cfg.new_tokens)
+        show("loss and first five guesses of a text", race(eager, "loss", 1, cfg.repeats), text(cfg).numel())
         data_loading(cfg)
 
 

@@ -143,7 +143,7 @@ def main():
         print(f"| {name} | {statistics.mean(losses):.4f} ± {spread(losses):.4f} | {statistics.mean(first) - statistics.mean(losses):+.4f} | "
               f"{statistics.mean(last(m, 'bits_per_byte') for m in found):.4f} | {steps:.0f} | {1000 * seconds / steps:.0f} | {share} |")  # fmt: skip
     what = f"{cfg.seconds:g} s each" if cfg.seconds else f"{cfg.max_iters} steps each"
-    draw({name: [curve(m) for m in found] for name, found in runs.items()}, configurator.ROOT / cfg.plot, f"{cfg.dataset}, {what}, {cfg.seeds} seeds")
+    draw({name: [curve(m) for m in found] for name, found in runs.items()}, configurator.ROOT / cfg.plot, f"{Path(cfg.dataset).name}, {what}, {cfg.seeds} seeds")
 
 
 if __name__ == "__main__":
