@@ -351,15 +351,10 @@ def exact_match(prediction, reference):
 
 def edit_similarity(a, b):
     """0 to 100, whole numbers: CodeXGLUE's, which is fuzzywuzzy's ratio, twice the length of the longest common subsequence over
-    both lengths. The subsequence by Hyyro 2004, 64 letters or any number at a time."""
-    masks, state, full = {}, (1 << len(a)) - 1, (1 << len(a)) - 1
-    for i, letter in enumerate(a):
-        masks[letter] = masks.get(letter, 0) | 1 << i
-    for letter in b:
-        common = state & masks.get(letter, 0)
-        state = (state + common | state - common) & full
-    total = len(a) + len(b)
-    return round(100 * (1 - (total - 2 * (len(a) - state.bit_count())) / total)) if total else 100  # halves fall as they do there
+    both lengths."""
+    from rapidfuzz import fuzz
+
+    return round(fuzz.ratio(a, b))
 
 
 def bleu(predictions, references):
