@@ -24,5 +24,5 @@ install: .venv/run
 	$(RUN) -m pip install -q -r requirements-test.txt
 	@touch $@
 
-clean:  ## everything that was made here: the environment, the data and the runs
-	rm -rf .venv data out
+clean:  ## everything that was made here: the environment, the data, the runs and what trackers keep of them
+	rm -rf .venv data out mlflow.db mlruns wandb

@@ -37,7 +37,7 @@ from model import MAX_LOGITS, NeoX, NeoXConfig, config_to_hf, generation_dtype
 
 class Settings(train.Settings):
     compile = False  # as in train.py
-    vocab_size = 8192  # tokens in the vocabulary
+    vocab_size = 0  # tokens in the vocabulary; 0: as many as the data set has, or 8,192 if it is not there
     repeats = 5  # rounds in which every contender has its turn
     steps = 4  # training steps in a turn
     new_tokens = 256  # tokens to generate in a turn, after a prompt of 32
@@ -472,8 +472,10 @@ def startup(cfg):
 
 def main():
     cfg = configurator.load(Settings)
-    configurator.require(cfg, ("repeats", "steps", "new_tokens", "batch_size", "lr", "max_iters", "vocab_size"), gpu=list(GPUS),
+    configurator.require(cfg, ("repeats", "steps", "new_tokens", "batch_size", "lr", "max_iters"), gpu=list(GPUS),
                          optimizer=list(optim.OPTIMIZERS), dtype=["auto", "float32", "bfloat16", "float16"])  # fmt: skip
+    meta = configurator.ROOT / "data" / cfg.dataset / "meta.json"
+    cfg.vocab_size = cfg.vocab_size or (json.loads(meta.read_text())["vocab_size"] if meta.is_file() else 8192)
     if cfg.nanogpt and not (Path(cfg.nanogpt) / "model.py").is_file():
         configurator.die(f"{cfg.nanogpt} holds no model.py of nanoGPT; give the folder of a clone")
     if cfg.contender:

@@ -80,7 +80,8 @@ def load(settings, argv=None):
                 check_key(key, defaults, f" in {arg}")
                 layers[-2][key] = convert(key, value, defaults[key])
         else:
-            die(f"{arg!r} is neither a config file (*.py) nor --key=value")
+            near = difflib.get_close_matches(arg, [f"{arg}.py" * (ROOT / f"{arg}.py").is_file(), f"--{arg}" * ("=" in arg)], cutoff=0.5)
+            die(f"{arg!r} is neither a config file (*.py) nor --key=value" + (f"; did you mean {near[0]}?" if near else ""))
     return types.SimpleNamespace(**combine(defaults, layers, getattr(settings, "_presets", {})))
 
 
@@ -114,7 +115,7 @@ def read_config(path):
         namespace = runpy.run_path(str(path))
     except Exception as error:
         die(f"{path} does not run as Python: {type(error).__name__}: {error}")
-    return {k: v for k, v in namespace.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}
+    return {k: v for k, v in namespace.items() if not (k.startswith("_") or callable(v) or isinstance(v, types.ModuleType))}
 
 
 def check_key(key, defaults, where):

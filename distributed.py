@@ -31,7 +31,7 @@ def join(cfg, device):
         return 0, 1
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if cfg.grad_accum % world:
-        configurator.die(f"grad_accum={cfg.grad_accum} must be a multiple of the {world} processes, which share its batches")
+        configurator.die(f"grad_accum={cfg.grad_accum} must be a multiple of the {world} processes, which share its batches; use --grad_accum={world}")
     if cfg.shard and cfg.optimizer not in SHARDABLE:
         configurator.die(f"--shard cuts matrices apart, which optimizer={cfg.optimizer} needs whole; use {' or '.join(SHARDABLE)}")
     if rank:

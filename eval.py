@@ -438,7 +438,8 @@ def read_problems(name, cfg, language):
                                  "test": row["test"], "name": row.get("entry_point", ""), "import": row.get("import", ""),
                                  "test_setup": row.get("test_setup", "")})  # fmt: skip
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file}, line {number}, is not a problem in HumanEval's format: {error!r}") from None
+                why = f"it lacks {error}" if isinstance(error, KeyError) else error
+                raise ValueError(f"{file}, line {number}, is not a problem in HumanEval's format: {why}") from None
     if not problems:
         raise ValueError(f"{', '.join(map(str, files))} holds no problem of {name}")
     return problems
@@ -453,7 +454,7 @@ def fetched(url):
             with urllib.request.urlopen(url, timeout=30) as answer:
                 data = answer.read()
         except OSError as error:
-            raise ValueError(f"{url} could not be downloaded ({error}); get it by other means and give --file=PATH") from None
+            raise ValueError(f"{url} could not be downloaded ({error}); save it as {file}") from None
         file.with_name(file.name + ".tmp").write_bytes(data)
         os.replace(file.with_name(file.name + ".tmp"), file)
     return file
@@ -637,6 +638,7 @@ def compare(folders):
     def bars(key, axis):
         axis.bar(range(len(reports)), [report.get(key, math.nan) for report in reports.values()], color=[f"C{n}" for n in range(len(reports))])
         axis.set_xticks(range(len(reports)), names, fontsize=6)
+        axis.set_xlim(-0.5, len(reports) - 0.5)
 
     file = configurator.ROOT / "out" / "compare.png"
     file.parent.mkdir(exist_ok=True)
@@ -676,6 +678,7 @@ def plot_scores(metrics, file):
 
     def curve(key, axis):
         axis.plot(*zip(*((m["step"], m[key]) for m in lines if m.get(key) is not None)), marker="o", ms=3)
+        axis.set_xlabel("step", fontsize=6)
 
     panels([key for key in lines[-1] if key.startswith("eval_") and "share" not in key], curve, file)
 
@@ -704,7 +707,7 @@ def main():
             tasks = ["loss", "completion", "mine"] if detect_language(tokens, tokenizer) else ["loss"]
         ready = prepared(tokenizer, tokens, tasks, cfg)
     report = measure(model, tokenizer, tokens, meta, tasks, cfg, ready)
-    print("-" * 30)
+    print(f"\n{folder}")
     for key, value in report.items():
         print(f"{key:<28} {shown(value)}")
     if {"humaneval", "humaneval-x", "mine"} & set(tasks) and not cfg.allow_code_execution:

@@ -113,7 +113,7 @@ def main():
     entries = cfg.entries.split("/") if cfg.entries else list(ENTRIES)
     for name in entries:
         if name not in ENTRIES:
-            configurator.die(f"unknown entry {name!r}; entries are {', '.join(ENTRIES)}")
+            configurator.die(f"unknown entry {name!r}; entries are {'/'.join(ENTRIES)}")
     own = vars(Settings).keys()
     passed = [arg for arg in sys.argv[1:] if arg[2:].partition("=")[0] not in own]
     limit = ["--max_iters=1000000", f"--max_minutes={cfg.seconds / 60}"] if cfg.seconds else ["--max_minutes=0"]

@@ -121,7 +121,8 @@ def open_dataset(cfg):
     """The folder, its meta.json, and {"train", "val"}: memory-mapped token ids. Ends the script where they are unusable."""
     folder = configurator.ROOT / "data" / cfg.dataset
     script = cfg.dataset.split("_")[0] if cfg.dataset.split("_")[0] in ("shakespeare", "go") else "python"
-    hint = f"make it with: python prepare/{script}.py" + (" --tokenizer=bpe" if cfg.dataset == "shakespeare_bpe" else "")
+    option = {"shakespeare_bpe": " --tokenizer=bpe", "shakespeare_char": "", script: ""}.get(cfg.dataset, f" --out={cfg.dataset}")
+    hint = f"make it with: python prepare/{script}.py{option}"
     if not (folder / "meta.json").is_file():
         configurator.die(f"there is no data set {folder}; {hint}")
     try:
@@ -327,7 +328,7 @@ def main():
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
     # The run's folder. A new run does not overwrite the last one: that is set aside.
-    step, best_loss, elapsed, metrics = 0, math.inf, 0.0, []
+    step, tokens, best_loss, elapsed, metrics = 0, 0, math.inf, 0.0, []
     about = tracking.describe(cfg, meta)
     with configurator.mistakes():
         if checkpoint:
@@ -335,10 +336,11 @@ def main():
                 for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
                     optimizer.load_state_dict(distributed.slice_state(optimizer, state) if cfg.shard else state)
                 scaler.load_state_dict(checkpoint["scaler"])
-                step, best_loss, elapsed = (checkpoint[key] for key in ("step", "best_loss", "elapsed"))
+                step, tokens, best_loss, elapsed = (checkpoint[key] for key in ("step", "tokens", "best_loss", "elapsed"))
             except (KeyError, ValueError) as error:
                 raise ValueError(f"{file} does not fit --optimizer={cfg.optimizer}: {error}") from None
             metrics = read_metrics(out, step)
+            print(f"going on from step {step}, {file}")
             if rank == 0 and file.name != "ckpt.pt":
                 if (out / "ckpt.pt").exists():
                     os.replace(out / "ckpt.pt", out / "damaged.pt")
@@ -376,7 +378,7 @@ def main():
         optim.averaged(optimizers, True)  # what is kept is what is evaluated; the next step takes up the others again
         state = {
             "model": distributed.whole(model.state_dict()), "optimizers": [distributed.whole(o.state_dict()) for o in optimizers],
-            "scaler": scaler.state_dict(), "step": step, "best_loss": best_loss, "elapsed": elapsed,
+            "scaler": scaler.state_dict(), "step": step, "tokens": tokens, "best_loss": best_loss, "elapsed": elapsed,
             "settings": vars(cfg), "model_config": asdict(model.config),
         }  # fmt: skip
         if rank == 0 and not all(bool(tensor.isfinite().all()) for tensor in state["model"].values()):
@@ -434,7 +436,7 @@ def main():
             speed = (step - since) * tokens_per_step / seconds
             elapsed += seconds
             memory = {"gpu_memory_gb": torch.cuda.max_memory_allocated() / 2**30} if device == "cuda" else {}
-            record(tokens=step * tokens_per_step, loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed,
+            record(tokens=tokens, loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed,
                    mfu=speed * flops / peak, loss_scale=scaler.get_scale(), elapsed=elapsed, **memory)  # fmt: skip
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tok/s, MFU {speed * flops / peak:.0%}", refresh=False)
             summed, since, began = torch.zeros((), device=device), step, time.perf_counter()
@@ -464,10 +466,11 @@ def main():
         if evaluating:
             if rank == 0:
                 plot(metrics, out / "loss.png")
-                if scores:
-                    evaluation.plot_scores(metrics, out / "scores.png")
             tqdm.write(f"step {step}: validation loss {val_loss:.4f}, {val_loss * bits_per_byte:.4f} bits per byte, "
-                       f"{step * tokens_per_step / 1e6:.2f}M tokens, {elapsed:.0f} s of training")  # fmt: skip
+                       f"{tokens / 1e6:.2f}M tokens, {elapsed:.0f} s of training")  # fmt: skip
+            if scores:
+                evaluation.plot_scores(metrics, out / "scores.png")
+                tqdm.write(", ".join(f"{key} {score:.3g}" for key, score in scores.items()))
             if cfg.sample_prompt and rank == 0:
                 new = writer.generate([start + prompt], cfg.sample_tokens, temperature=0.8, top_k=50, stop_ids=[tokenizer.eot], seed=cfg.seed)
                 text = tokenizer.decode(prompt + new[0])
@@ -500,7 +503,7 @@ def main():
                 scaler.step(optimizer)
         scaler.update()
         model.zero_grad(set_to_none=True)
-        step += 1
+        step, tokens = step + 1, tokens + tokens_per_step
         bar.update()
 
     bar.close()
@@ -518,7 +521,8 @@ def main():
     tracking.finish(trackers, out, how, wait)
     if rank == 0 and (saved < step or not exported):
         configurator.die(f"{out} holds step {saved} of {step}: the disk did not take the rest; make room, then --init_from=resume")
-    print(f"{'stopped' if stopping else 'done'} at step {step}; try: python sample.py --ckpt={cfg.out_dir}")
+    print(f"stopped at step {step}; go on with --init_from=resume" if stopping else
+          f"done at step {step}; try: python sample.py --ckpt={cfg.out_dir}")  # fmt: skip
     sys.exit(128 + stop[0] if stop else 0)
 
 

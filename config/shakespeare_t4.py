@@ -1,6 +1,6 @@
 # Shakespeare in word pieces on a T4: a small GPT-NeoX in minutes.
 # Data: python prepare/shakespeare.py --tokenizer=bpe
-# Computed and not measured: 1.4 GiB of memory, 1 minute at 16 TFLOP/s (a quarter of a T4's float16 peak); such a small
+# Computed and not measured: 1.5 GiB of memory, 1 minute at 16 TFLOP/s (a quarter of a T4's float16 peak); such a small
 # model will keep a T4 waiting for Python, so expect three.
 
 dataset = "shakespeare_bpe"

@@ -126,6 +126,7 @@ def new_dataset(out):
         with held_signals():
             if target.exists():
                 target.rename(old)
+                print(f"{target} is replaced")
             folder.rename(target)
     except BaseException:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the tidying up
@@ -193,7 +194,7 @@ def print_report(meta, out):
         print(f"{split}: {n['tokens']:,} tokens, {n['bytes'] / 1e6:,.2f} MB, {n['documents']:,} documents")
     print(f"val: {meta['val']['bytes'] / meta['val']['tokens']:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
     config = f"config/{out.removesuffix('_char')}_cpu.py"
-    otherwise = f"--dataset={out} --out_dir=out/{Path(out).name}"
+    otherwise = f"config/{Path(sys.argv[0]).stem}_cpu.py --dataset={out} --out_dir=out/{Path(out).name}"
     print(f"next: python train.py {config if (ROOT / config).exists() else otherwise}")
 
 
