@@ -121,19 +121,23 @@ class MLflow:
         mlflow.end_run()  # one left by an attempt that failed
         if "MLFLOW_EXPERIMENT_NAME" not in os.environ:
             mlflow.set_experiment("nanoNeoX")
+        # It would say that this script made the run, from the code of the day that it is sent.
+        tags = {"mlflow.source.name": "train.py", "mlflow.source.git.commit": params["git.commit"]}
         try:
-            run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name)
+            run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=tags)
         except mlflow.exceptions.MlflowException as error:
             if not run_id or error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            run = mlflow.start_run(run_name=name)  # another machine's store
-        self.id, self.client = run.info.run_id, mlflow.MlflowClient()
+            run = mlflow.start_run(run_name=name, tags=tags)  # another machine's store
+        self.id, self.began, self.client = run.info.run_id, run.info.start_time, mlflow.MlflowClient()
         known = self.client.get_run(self.id).data.params  # they cannot be changed
         mlflow.log_params({key: value for key, value in params.items() if key not in known})
+        data = mlflow.entities.Dataset(Path(params["dataset"]).name, str(params["data.train.sha256"])[:16], "local", params["dataset"])
+        context = mlflow.entities.InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(self.id, [mlflow.entities.DatasetInput(data, [context])])
 
     def log(self, records):
-        now = int(time.time() * 1000)
-        metrics = [self.mlflow.entities.Metric(key, value, now, record["step"])
+        metrics = [self.mlflow.entities.Metric(key, value, self.began + int(1000 * record["elapsed"]), record["step"])
                    for record in records for key, value in record.items() if isinstance(value, (int, float)) and key != "step"]  # fmt: skip
         for begin in range(0, len(metrics), 1000):  # the most it takes at once
             self.client.log_batch(self.id, metrics[begin : begin + 1000], synchronous=True)
@@ -226,12 +230,13 @@ TRACKERS = {"mlflow": MLflow, "wandb": WandB}
 
 
 def new_records(out, sent):
-    """Lines of metrics.jsonl after those sent: {first key of a kind of line: its last step}. Updates `sent`."""
-    records = []
+    """Lines of metrics.jsonl after those sent: {first key of a kind of line: its last step}. Updates `sent`.
+    Each has "elapsed", that of the line before if need be, so that evaluations too can be drawn over time."""
+    records, elapsed = [], 0.0
     for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
             record = json.loads(line)
-            kind = list(record)[1]
+            kind, elapsed = list(record)[1], record.setdefault("elapsed", elapsed)
             if record["step"] > sent.get(kind, -1):
                 sent[kind] = record["step"]
                 records.append(record)

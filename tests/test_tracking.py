@@ -97,8 +97,12 @@ def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(da
     assert (tracked.info.run_id, tracked.info.status, tracked.info.run_name) == (first[0], "FINISHED", "run")
     params, meta = tracked.data.params, json.loads((dataset / "meta.json").read_text())
     assert params["n_embd"] == "32" and params["data.train.sha256"] == meta["train"]["sha256"] and params["versions.torch"]
+    made_by = [tracked.data.tags[f"mlflow.source.{key}"] for key in ("name", "git.commit")]
+    assert made_by == ["train.py", params["git.commit"]] and [i.dataset.name for i in tracked.inputs.dataset_inputs] == [dataset.name]
     for key in ("loss", "val_loss", "bits_per_byte", "lr", "grad_norm", "tokens", "tokens_per_s", "mfu", "loss_scale"):
-        assert [(m.step, m.value) for m in client.get_metric_history(first[0], key)] == curve(out, key), key
+        history = client.get_metric_history(first[0], key)
+        assert [(m.step, m.value) for m in history] == curve(out, key), key
+    assert [m.timestamp - tracked.info.start_time for m in history] == [int(1000 * seconds) for _, seconds in curve(out, "elapsed")]
     assert tracked.data.metrics["eval_loss"] == json.loads((out / "eval.json").read_text())["loss"]
     paths = {item.path for folder in ("", "checkpoint", "samples") for item in client.list_artifacts(first[0], folder)}
     assert {"loss.png", "run.json", "metrics.jsonl", "eval.json", "checkpoint/ckpt.pt", "samples/step_0000020.txt"} <= paths
