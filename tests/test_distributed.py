@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT, TINY, in_process
 
 import distributed
@@ -16,7 +17,7 @@ from model import load_checkpoint
 EACH = """
 import sys, train
 import torch.distributed as dist
-train.matmul_peak = lambda *_: 1e12  # measuring it and importing torch would take longer than the training
+train.matmul_peak, train.plot = lambda *_: 1e12, lambda *_: None  # these and importing torch would take longer than the training
 dist.init_process_group("gloo")
 dist.init_process_group = train.distributed.leave = lambda *_: None
 out, *settings = sys.argv[1:]
@@ -59,6 +60,7 @@ def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(da
     said = process.communicate(timeout=900)[0]
     assert process.returncode == 0 and said.count(f"done at step {end};") == len(distributed.SHARDABLE), said
     monkeypatch.setattr(train, "matmul_peak", lambda *_: 1e12)
+    monkeypatch.setattr(train, "plot", lambda *_: None)
     for name in distributed.SHARDABLE:
         straight, parts = tmp_path / "straight" / name, tmp_path / "parts" / name
         for out in (parts, straight):
@@ -66,8 +68,8 @@ def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(da
         one, many = losses(straight), losses(parts)
         assert one.keys() <= many.keys() and len(one) > 2 * (end + 5)
         assert all(many[key] == pytest.approx(one[key], abs=1e-5) for key in one), name
-        a, b = (load_checkpoint(out / "ckpt.pt") for out in (straight, parts))
-        assert a["model"].keys() == b["model"].keys() and all((a["model"][key] - b["model"][key]).abs().mean() < 1e-5 for key in a["model"])
+        a, b = (torch.cat([t.flatten() for t in load_checkpoint(out / "ckpt.pt")["model"].values()]) for out in (straight, parts))
+        assert (a - b).abs().mean() < 1e-6, name  # not the largest: a key's bias has no gradient but rounding, of which Adam makes whole steps
 
 
 @pytest.mark.parametrize("wrong, part", [
