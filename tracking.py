@@ -125,10 +125,9 @@ class MLflow:
         self.id, self.began, self.client = run.info.run_id, run.info.start_time, mlflow.MlflowClient()
         known = self.client.get_run(self.id).data.params  # they cannot be changed
         mlflow.log_params({key: value for key, value in params.items() if key not in known})
-        source, digest = json.dumps({"uri": params["dataset"]}), str(params["data.train.sha256"])[:16]
-        data = mlflow.entities.Dataset(Path(params["dataset"]).name, digest, "local", source)
-        training = mlflow.entities.InputTag("mlflow.data.context", "training")
-        self.client.log_inputs(self.id, [mlflow.entities.DatasetInput(data, [training])])
+        entities, digest = mlflow.entities, str(params["data.train.sha256"])[:16]
+        data = entities.Dataset(Path(params["dataset"]).name, digest, "local", json.dumps({"uri": params["dataset"]}))
+        self.client.log_inputs(self.id, [entities.DatasetInput(data, [entities.InputTag("mlflow.data.context", "training")])])
         tempfile.tempdir = temporary  # only now: the lock on its store lies where all processes see it
 
     def log(self, records):
@@ -140,10 +139,10 @@ class MLflow:
             if "sample" in record:
                 self.client.log_text(self.id, record["sample"], f"samples/step_{record['step']:07}.txt")
 
-    def summary(self, values):
-        self.mlflow.log_metrics(values)
+    def summary(self, values, step):
+        self.mlflow.log_metrics(values, step)
 
-    def files(self, paths, export):
+    def files(self, paths, export, step):  # with the model it shows the metrics of its step
         for path in paths:
             self.client.log_artifact(self.id, path, "checkpoint" if path.suffix == ".pt" else None)
         if export:
@@ -154,7 +153,8 @@ class MLflow:
             code = [str(configurator.ROOT / file) for file in ("tracking.py", "configurator.py", "model.py", "tokenizer.py")]
             lines = (configurator.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
             needs = [line.split("#")[0].strip() for line in lines if line.startswith(("torch", "numpy", "tiktoken", "tokenizers", "safetensors"))]
-            self.mlflow.pyfunc.log_model(name="model", loader_module="tracking", data_path=str(folder), code_paths=code, pip_requirements=needs)
+            self.mlflow.pyfunc.log_model(
+                name="model", step=step, loader_module="tracking", data_path=str(folder), code_paths=code, pip_requirements=needs)  # fmt: skip
 
     def close(self, how):
         self.mlflow.end_run("FINISHED" if how == "finished" else "KILLED")
@@ -204,10 +204,10 @@ class WandB:
                 record["sample"] = self.wandb.Html(f"<pre>{html.escape(record['sample'])}</pre>")
             self.run.log(record)
 
-    def summary(self, values):
+    def summary(self, values, step):
         self.run.summary.update(values)
 
-    def files(self, paths, export):
+    def files(self, paths, export, step):
         artifact = self.wandb.Artifact(f"run-{self.id}", type="model")
         for path in [*paths, *export]:
             artifact.add_file(str(path))
@@ -244,14 +244,15 @@ def update(tracker, out, state, ended):
     tracker.log(new_records(out, sent))
     state["sent"] = sent
     if ended:
+        step = max(sent.values(), default=0)
         stamps = {name: (out / name).stat().st_mtime for name in FILES + EXPORT if (out / name).is_file()}
         fresh = lambda names: [out / n for n in names if n in stamps and state.get("files", {}).get(n) != stamps[n]]  # noqa: E731
         paths, export = fresh(FILES), fresh(EXPORT) if "model.safetensors" in stamps else []
         if out / "eval.json" in paths:
             results = read_json(out / "eval.json")
-            tracker.summary({f"eval_{k}": v for k, v in results.items() if isinstance(v, (int, float)) and math.isfinite(v)})
+            tracker.summary({f"eval_{k}": v for k, v in results.items() if isinstance(v, (int, float)) and math.isfinite(v)}, step)
         if paths or export:
-            tracker.files(paths, [out / name for name in EXPORT if name in stamps] if export else [])
+            tracker.files(paths, [out / name for name in EXPORT if name in stamps] if export else [], step)
         state["files"] = stamps
 
 

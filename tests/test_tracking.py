@@ -114,6 +114,8 @@ def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(da
     paths = {item.path for folder in ("", "checkpoint", "samples") for item in client.list_artifacts(first[0], folder)}
     assert {"loss.png", "run.json", "metrics.jsonl", "eval.json", "checkpoint/ckpt.pt", "samples/step_0000020.txt"} <= paths
     (model, *_) = mlflow.search_logged_models(experiment_ids=[tracked.info.experiment_id], output_format="list")
+    figures = {metric.key: metric.value for metric in model.metrics}
+    assert figures["val_loss"] == curve(out, "val_loss")[-1][1] and figures["eval_loss"] == tracked.data.metrics["eval_loss"]
     assert mlflow.register_model(model.model_uri, "tiny").version == "1"
     files = {file.name for file in (tmp_path / "artifacts").rglob("*") if file.is_file()}
     assert "model.safetensors" in files and not any(name.endswith(".pkl") for name in files)
