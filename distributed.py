@@ -16,7 +16,8 @@ import torch.distributed as dist
 import configurator
 from model import NeoX
 
-SHARDABLE = ("adamw",)  # optimizers that treat every number for itself, so that a slice of a matrix is as good as the whole
+# Optimizers that treat every number for itself, so that a slice of a matrix is as good as the whole.
+SHARDABLE = ("adamw", "adam", "sgd", "lion", "schedulefree")
 
 
 def running():
@@ -33,7 +34,7 @@ def join(cfg, device):
     if cfg.grad_accum % world:
         configurator.die(f"grad_accum={cfg.grad_accum} must be a multiple of the {world} processes, which share its batches; use --grad_accum={world}")
     if cfg.shard and cfg.optimizer not in SHARDABLE:
-        configurator.die(f"--shard cuts matrices apart, which optimizer={cfg.optimizer} needs whole; use {' or '.join(SHARDABLE)}")
+        configurator.die(f"--shard cuts matrices apart, which optimizer={cfg.optimizer} needs whole; use one of {', '.join(SHARDABLE)}")
     if rank:
         sys.stdout = open(os.devnull, "w")
     if device == "cuda":

@@ -13,7 +13,7 @@ humaneval    Chen et al. 2021; humaneval-x: its Go part (Zheng et al. 2023); min
              of the known solution given the prompt; how often the model finds it likelier than a mutant of it (choice2, chance
              0.5) and than all nine (choice10, chance 0.1); and with --allow_code_execution pass@k of sampled programs
 
-Prints a table and writes eval.json into the run's folder.
+Prints a table and writes eval.json into the run's folder, beside what other tasks have told of the same weights.
 """
 
 import ast
@@ -716,7 +716,11 @@ def main():
         folder = configurator.ROOT / "out" / cfg.ckpt.replace("/", "-")
     with configurator.mistakes():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "eval.json").write_text(json.dumps(report | {"arguments": vars(cfg)}, indent=2) + "\n", encoding="utf-8")
+        file = folder / "eval.json"
+        weights = [one.stat().st_mtime for one in folder.iterdir() if one.suffix in (".pt", ".safetensors")]
+        if file.is_file() and file.stat().st_mtime > max(weights, default=0):  # what other tasks said of the same weights stays
+            report = json.loads(file.read_text(encoding="utf-8")) | report
+        file.write_text(json.dumps(report | {"arguments": vars(cfg)}, indent=2) + "\n", encoding="utf-8")
     tracking.send(folder)  # to the run of the training, where that was tracked
 
 

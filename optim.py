@@ -53,7 +53,8 @@ def adam(model, cfg):
 
 def sgd(model, cfg):
     """Gradient descent with Nesterov's momentum (Sutskever et al. 2013, https://proceedings.mlr.press/v28/sutskever13.html), fused."""
-    return [torch.optim.SGD(groups(model, cfg), lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=fused(model))]
+    one_kernel = fused(model) and not hasattr(model, "unshard")  # which torch has not taught to take slices
+    return [torch.optim.SGD(groups(model, cfg), lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=one_kernel)]
 
 
 def adafactor(model, cfg):
@@ -147,7 +148,8 @@ class ScheduleFree(Optimizer):
     def update(self, group, params, grads, iterates, squares):
         beta1, beta2 = group["betas"]
         if group["steps"] == 1:
-            torch._foreach_copy_(iterates, params)
+            for iterate, p in zip(iterates, params):
+                iterate.copy_(p)
         average_squares(squares, grads, beta2)
         lr = group["lr"] * (1 - beta2 ** group["steps"]) ** 0.5
         group["weight_sum"] = group.get("weight_sum", 0.0) + lr**2

@@ -62,32 +62,27 @@ def describe(cfg, meta):
 def start(name, out):
     """A process that follows the run in `out` until `finish`, or until this process is gone."""
     command = [sys.executable, __file__, f"--run={Path(out).resolve()}", f"--to={name}", "--follow"]
-    # A session of its own: Ctrl-C is for the training alone.
-    return name, subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    return name, subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)  # Ctrl-C is for the training alone
 
 
 def finish(trackers, out, how, seconds):
     """Tell the trackers how the training ended, and give them so long, all together, to send the rest."""
     for _, process in trackers:
         with contextlib.suppress(OSError):  # it may have died
-            process.stdin.write(how + "\n")
+            process.stdin.write(f"{how} {seconds}\n")
             process.stdin.close()
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds + 5  # in which those that are not done leave by themselves, and nothing behind
     for name, process in trackers:
-        try:
-            failed = process.wait(max(end - time.monotonic(), 0)) != 0
-        except subprocess.TimeoutExpired:
-            failed = True
-            process.kill()
-            process.wait()
-        if failed and not read_json(Path(out) / f"{name}.json").get("trouble"):  # which it said itself
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(end - time.monotonic(), 0))
+        process.kill()  # if it has not ended
+        if process.wait() and not read_json(Path(out) / f"{name}.json").get("trouble"):  # which it said itself
             complain(name, out, f"not done {seconds:.0f} s after the training")
 
 
 def send(out, seconds=60):
     """Tell the trackers that know the run in `out` what is new in its folder, such as an eval.json."""
-    names = [name for name in TRACKERS if (Path(out) / f"{name}.json").exists()]
-    finish([start(name, out) for name in names], out, "finished", seconds)
+    finish([start(name, out) for name in TRACKERS if (Path(out) / f"{name}.json").exists()], out, "finished", seconds)
 
 
 def complain(name, out, why, file=None):
@@ -108,7 +103,7 @@ def read_json(path):
 class MLflow:
     """A run in the experiment nanoNeoX, or MLFLOW_EXPERIMENT_NAME, of mlflow.db here or MLFLOW_TRACKING_URI."""
 
-    def __init__(self, name, params, run_id):
+    def __init__(self, name, params, run_id, temporary):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds; as it comes, a server that hangs holds it for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -119,21 +114,24 @@ class MLflow:
             os.chdir(configurator.ROOT)  # beside which it keeps mlruns/
             mlflow.set_tracking_uri("sqlite:///mlflow.db")
         mlflow.end_run()  # one left by an attempt that failed
-        if "MLFLOW_EXPERIMENT_NAME" not in os.environ:
-            mlflow.set_experiment("nanoNeoX")
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "nanoNeoX"))
+        tags = {"mlflow.source.name": "train.py", "mlflow.source.git.commit": params["git.commit"]}  # not this script and today's code
         try:
-            run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name)
+            run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=tags)
         except mlflow.exceptions.MlflowException as error:
             if not run_id or error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            run = mlflow.start_run(run_name=name)  # another machine's store
-        self.id, self.client = run.info.run_id, mlflow.MlflowClient()
+            run = mlflow.start_run(run_name=name, tags=tags)  # another machine's store
+        self.id, self.began, self.client = run.info.run_id, run.info.start_time, mlflow.MlflowClient()
         known = self.client.get_run(self.id).data.params  # they cannot be changed
         mlflow.log_params({key: value for key, value in params.items() if key not in known})
+        entities, digest = mlflow.entities, str(params["data.train.sha256"])[:16]
+        data = entities.Dataset(Path(params["dataset"]).name, digest, "local", json.dumps({"uri": params["dataset"]}))
+        self.client.log_inputs(self.id, [entities.DatasetInput(data, [entities.InputTag("mlflow.data.context", "training")])])
+        tempfile.tempdir = temporary  # only now: the lock on its store lies where all processes see it
 
     def log(self, records):
-        now = int(time.time() * 1000)
-        metrics = [self.mlflow.entities.Metric(key, value, now, record["step"])
+        metrics = [self.mlflow.entities.Metric(key, value, self.began + int(1000 * record["elapsed"]), record["step"])
                    for record in records for key, value in record.items() if isinstance(value, (int, float)) and key != "step"]  # fmt: skip
         for begin in range(0, len(metrics), 1000):  # the most it takes at once
             self.client.log_batch(self.id, metrics[begin : begin + 1000], synchronous=True)
@@ -141,22 +139,22 @@ class MLflow:
             if "sample" in record:
                 self.client.log_text(self.id, record["sample"], f"samples/step_{record['step']:07}.txt")
 
-    def summary(self, values):
-        self.mlflow.log_metrics(values)
+    def summary(self, values, step):
+        self.mlflow.log_metrics({key.replace("@", "_at_"): value for key, value in values.items()}, step)  # it takes no pass@1
 
-    def files(self, paths, export):
+    def files(self, paths, export, step):  # with the model it shows the metrics of its step
         for path in paths:
             self.client.log_artifact(self.id, path, "checkpoint" if path.suffix == ".pt" else None)
         if export:
-            with tempfile.TemporaryDirectory() as temporary:
-                folder = Path(temporary) / "export"
-                folder.mkdir()
-                for path in export:
-                    shutil.copy(path, folder)
-                code = [str(configurator.ROOT / file) for file in ("tracking.py", "configurator.py", "model.py", "tokenizer.py")]
-                lines = (configurator.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-                needs = [line.split("#")[0].strip() for line in lines if line.startswith(("torch", "numpy", "tiktoken", "tokenizers", "safetensors"))]
-                self.mlflow.pyfunc.log_model(name="model", loader_module="tracking", data_path=str(folder), code_paths=code, pip_requirements=needs)
+            folder = Path(tempfile.gettempdir(), "export")
+            folder.mkdir(exist_ok=True)
+            for path in export:
+                shutil.copy(path, folder)
+            code = [str(configurator.ROOT / file) for file in ("tracking.py", "configurator.py", "model.py", "tokenizer.py")]
+            lines = (configurator.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+            needs = [line.split("#")[0].strip() for line in lines if line.startswith(("torch", "numpy", "tiktoken", "tokenizers", "safetensors"))]
+            self.mlflow.pyfunc.log_model(
+                name="model", step=step, loader_module="tracking", data_path=str(folder), code_paths=code, pip_requirements=needs)  # fmt: skip
 
     def close(self, how):
         self.mlflow.end_run("FINISHED" if how == "finished" else "KILLED")
@@ -186,7 +184,9 @@ def _load_pyfunc(folder):
 class WandB:
     """A run in the project nanoNeoX, or WANDB_PROJECT; with WANDB_MODE=offline in wandb/ here, or WANDB_DIR."""
 
-    def __init__(self, name, params, run_id):
+    def __init__(self, name, params, run_id, temporary):
+        tempfile.tempdir = temporary
+        os.environ |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), temporary)  # for the process that it starts
         import wandb
 
         self.wandb = wandb
@@ -204,10 +204,10 @@ class WandB:
                 record["sample"] = self.wandb.Html(f"<pre>{html.escape(record['sample'])}</pre>")
             self.run.log(record)
 
-    def summary(self, values):
+    def summary(self, values, step):
         self.run.summary.update(values)
 
-    def files(self, paths, export):
+    def files(self, paths, export, step):
         artifact = self.wandb.Artifact(f"run-{self.id}", type="model")
         for path in [*paths, *export]:
             artifact.add_file(str(path))
@@ -226,34 +226,33 @@ TRACKERS = {"mlflow": MLflow, "wandb": WandB}
 
 
 def new_records(out, sent):
-    """Lines of metrics.jsonl after those sent: {first key of a kind of line: its last step}. Updates `sent`."""
-    records = []
-    for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            record = json.loads(line)
-            kind = list(record)[1]
-            if record["step"] > sent.get(kind, -1):
-                sent[kind] = record["step"]
-                records.append(record)
+    """Lines of metrics.jsonl after those sent: {first key of a kind of line: its last step}. Updates `sent`.
+    Each has "elapsed", that of the line before if need be, so that evaluations too can be drawn over time."""
+    records, elapsed = [], 0.0
+    for line in (out / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:  # the last one is empty, or half written
+        record = json.loads(line)
+        kind, elapsed = list(record)[1], record.setdefault("elapsed", elapsed)
+        if record["step"] > sent.get(kind, -1):
+            sent[kind] = record["step"]
+            records.append(record)
     return records
 
 
 def update(tracker, out, state, ended):
     """Send what is new, and once the training has ended the files too; `state` then says that it was sent."""
-    sent = dict(state.get("sent", {}))
-    records = new_records(out, sent)
-    if records:
-        tracker.log(records)
-        state["sent"] = sent
+    sent = dict(state.get("sent", {}))  # a copy, as the tracker may fail
+    tracker.log(new_records(out, sent))
+    state["sent"] = sent
     if ended:
+        step = max(sent.values(), default=0)
         stamps = {name: (out / name).stat().st_mtime for name in FILES + EXPORT if (out / name).is_file()}
         fresh = lambda names: [out / n for n in names if n in stamps and state.get("files", {}).get(n) != stamps[n]]  # noqa: E731
         paths, export = fresh(FILES), fresh(EXPORT) if "model.safetensors" in stamps else []
         if out / "eval.json" in paths:
             results = read_json(out / "eval.json")
-            tracker.summary({f"eval_{k}": v for k, v in results.items() if isinstance(v, (int, float)) and math.isfinite(v)})
+            tracker.summary({f"eval_{k}": v for k, v in results.items() if isinstance(v, (int, float)) and math.isfinite(v)}, step)
         if paths or export:
-            tracker.files(paths, [out / name for name in EXPORT if name in stamps] if export else [])
+            tracker.files(paths, [out / name for name in EXPORT if name in stamps] if export else [], step)
         state["files"] = stamps
 
 
@@ -262,20 +261,30 @@ def main():
     configurator.require(cfg, to=list(TRACKERS))
     out = configurator.locate(cfg.run).resolve()
     if not cfg.run or not (out / "run.json").is_file():
-        configurator.die(f"{cfg.run or 'no --run'} is not a run's folder with a run.json; train.py makes one")
+        configurator.die(f"--run={cfg.run} is not a run's folder with a run.json; train.py makes one")
     about, state_file = read_json(out / "run.json"), out / f"{cfg.to}.json"
     params = about["settings"] | {f"{part}.{key}": str(value) for part in ("git", "versions") for key, value in about[part].items()}
     params |= {f"data.{split}.{key}": value for split, values in about["data"].items() for key, value in values.items()}
     errors, words, ended = sys.stderr, ["finished"], threading.Event()
+    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # for the trackers, which do not tidy up after leave()
+
+    def leave(code):
+        temporary.cleanup()
+        os._exit(code)  # no tracker's thread holds it up
+
+    def listen():
+        words[:] = sys.stdin.readline().split() or ["killed", "600"]  # how the training ended, and the seconds left to this process
+        ended.set()
+        time.sleep(float(words[1]))
+        leave(1)
+
     if cfg.follow:
         errors = os.fdopen(os.dup(2), "w", encoding="utf-8")
         for standard in (1, 2):  # what trackers say of themselves would tear the training's progress bar
             os.dup2(os.open(os.devnull, os.O_WRONLY), standard)
         if hasattr(os, "nice"):
             os.nice(10)
-        threading.Thread(target=lambda: (words.append(sys.stdin.readline().strip() or "killed"), ended.set()), daemon=True).start()
-    else:
-        ended.set()
+        threading.Thread(target=listen, daemon=True).start()
 
     def save_state():
         with contextlib.suppress(OSError):
@@ -286,20 +295,14 @@ def main():
     if state.pop("trouble", None):  # of another time
         save_state()
     while True:
-        last = ended.wait(pause)
-        if last and cfg.follow:  # a training that was killed leaves nobody to wait for this process, nor to end it
-            timer = threading.Timer(600, os._exit, [1])
-            timer.daemon = True
-            timer.start()
+        last = not cfg.follow or ended.wait(pause)
         try:
             if tracker is None:
-                known = state.get("id")
-                tracker = TRACKERS[cfg.to](out.name, params, known)
-                if tracker.id != known:
-                    state = {"id": tracker.id}
+                tracker = TRACKERS[cfg.to](out.name, params, state.get("id"), temporary.name)
+                state = state if tracker.id == state.get("id") else {"id": tracker.id}  # a new run has got nothing yet
             update(tracker, out, state, last)
             if last:
-                tracker.close(words[-1])
+                tracker.close(words[0])
             state.pop("trouble", None)
             pause = 2
         except (Exception, SystemExit) as error:  # whatever a tracker comes up with, all of it is said once and tried again
@@ -308,8 +311,9 @@ def main():
             state["trouble"], pause = str(error), 30
         save_state()
         if last:
-            errors.flush()
-            os._exit(1 if state.get("trouble") else 0)  # no tracker's thread holds it up
+            if not cfg.follow and not state.get("trouble"):
+                print(f"all of {out} is in {cfg.to}, run {state['id']}", flush=True)
+            leave(1 if state.get("trouble") else 0)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,16 @@ def run(script, *args, cwd=None, stdin="", ok=True):
     return done
 
 
+def in_process(monkeypatch, *args):
+    """The exit code of `python train.py args`, run in this process, which has torch already."""
+    import train
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    return ended.value.code
+
+
 @pytest.fixture(scope="session")
 def real_files():
     """1,000 Python files of the standard library and the installed packages."""

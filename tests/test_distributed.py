@@ -7,15 +7,32 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, TINY, run
+import torch
+from conftest import ROOT, TINY, in_process
 
+import distributed
 import train
 from model import load_checkpoint
 
+EACH = """
+import sys, train
+import torch.distributed as dist
+train.matmul_peak, train.plot = lambda *_: 1e12, lambda *_: None  # these and importing torch would take longer than the training
+dist.init_process_group("gloo")
+dist.init_process_group = train.distributed.leave = lambda *_: None
+out, *settings = sys.argv[1:]
+for name in train.distributed.SHARDABLE:
+    sys.argv[1:] = [*settings, f"--optimizer={name}", f"--out_dir={out}/{name}"]
+    try:
+        train.main()
+    except SystemExit as ended:
+        assert not ended.code
+"""
 
-def torchrun(processes, *args):
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--rdzv_backend=c10d",
-               "--rdzv_endpoint=localhost:0", str(ROOT / "train.py"), *map(str, args)]  # fmt: skip
+
+def torchrun(script, *args):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
+               "--rdzv_endpoint=localhost:0", str(script), *map(str, args)]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -24,27 +41,35 @@ def losses(out):
     return {(m["step"], key): m[key] for m in lines for key in ("loss", "val_loss", "grad_norm") if key in m}
 
 
-def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(dataset, tmp_path):
-    settings = [f"--dataset={dataset}", *TINY, "--grad_accum=4", "--dropout=0.1", "--lr_schedule=constant", "--eval_interval=5",
+def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(dataset, tmp_path, monkeypatch):
+    settings = [f"--dataset={dataset}", *TINY, "--grad_accum=4", "--dropout=0.1", "--lr_schedule=constant", "--eval_interval=0",
                 "--dtype=float32", "--init_from=auto"]  # fmt: skip
-    straight, parts = tmp_path / "straight", tmp_path / "parts"
-    process = torchrun(2, *settings, f"--out_dir={parts}", "--max_iters=1000")
-    while not (parts / "metrics.jsonl").exists() or len(losses(parts)) < 10:
+    whole = tmp_path / "parts" / "adamw"
+    process = torchrun(ROOT / "train.py", *settings, f"--out_dir={whole}", "--max_iters=1000")
+    while not (whole / "metrics.jsonl").exists() or len(losses(whole)) < 10:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=900)[0]
-    step = load_checkpoint(parts / "ckpt.pt")["step"]
-    assert max(losses(parts))[0] == step < 1000 and said.count("stopping after this step") == 1, said
-    process = torchrun(2, *settings, f"--out_dir={parts}", f"--max_iters={step + 5}", "--shard", "--sample_prompt=def", "--sample_tokens=2")
+    step = load_checkpoint(whole / "ckpt.pt")["step"]
+    assert max(losses(whole))[0] == step < 1000 and said.count("stopping after this step") == 1, said
+    (tmp_path / "each.py").write_text(EACH)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    end = step + 5
+    process = torchrun(tmp_path / "each.py", whole.parent, *settings, f"--max_iters={end}", "--shard", "--sample_prompt=def", "--sample_tokens=2")
     said = process.communicate(timeout=900)[0]
-    assert process.returncode == 0 and said.count("validation loss") in (1, 2) and said.count(f"done at step {step + 5};") == 1, said
-    for out in (parts, straight):
-        run("train.py", *settings, f"--out_dir={out}", f"--max_iters={step + 10}")
-    one, many = losses(straight), losses(parts)
-    assert one.keys() <= many.keys() and len(one) > 2 * (step + 10) and all(many[key] == pytest.approx(one[key], abs=1e-4) for key in one)
-    a, b = (load_checkpoint(out / "ckpt.pt") for out in (straight, parts))
-    assert a["model"].keys() == b["model"].keys() and all((a["model"][key] - b["model"][key]).abs().max() < 1e-3 for key in a["model"])
+    assert process.returncode == 0 and said.count(f"done at step {end};") == len(distributed.SHARDABLE), said
+    monkeypatch.setattr(train, "matmul_peak", lambda *_: 1e12)
+    monkeypatch.setattr(train, "plot", lambda *_: None)
+    for name in distributed.SHARDABLE:
+        straight, parts = tmp_path / "straight" / name, tmp_path / "parts" / name
+        for out in (parts, straight):
+            assert in_process(monkeypatch, *settings, f"--optimizer={name}", f"--out_dir={out}", f"--max_iters={end + 5}") == 0
+        one, many = losses(straight), losses(parts)
+        assert one.keys() <= many.keys() and len(one) > 2 * (end + 5)
+        assert all(many[key] == pytest.approx(one[key], abs=1e-5) for key in one), name
+        a, b = (torch.cat([t.flatten() for t in load_checkpoint(out / "ckpt.pt")["model"].values()]) for out in (straight, parts))
+        assert (a - b).abs().mean() < 1e-6, name  # not the largest: a key's bias has no gradient but rounding, of which Adam makes whole steps
 
 
 @pytest.mark.parametrize("wrong, part", [

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY, in_process
 
 import train
 from model import load_checkpoint
@@ -119,13 +119,6 @@ def test_30_trials_of_kills_a_full_disk_a_read_only_folder_and_damaged_checkpoin
     codes = {"SIGTERM": 143, "full disk": 2, "read-only": 2, "cut": 143, "flipped": 143}
     assert all(int(code) == codes.get(kind, -9) for _, kind, _, code, *_ in trials), done.stdout
     assert sum(note == "saving" for _, _, note, *_ in trials) >= 7, done.stdout  # some saves end before the signal comes
-
-
-def in_process(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, args)])
-    with pytest.raises(SystemExit) as ended:
-        train.main()
-    return ended.value.code
 
 
 def test_a_folder_that_somebody_removed_is_made_anew(dataset, tmp_path, monkeypatch):

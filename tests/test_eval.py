@@ -166,6 +166,10 @@ def test_a_run_is_evaluated_twice_alike_and_compared(trained, dataset, tmp_path,
     assert keys | {"loss", "loss_keyword", "mine_bits_per_byte", "mine_choice2", "mine_choice10"} <= reports[0].keys()
     assert reports[0]["mine_choice2"] > 0.5  # 60 steps, and better than chance
     assert "needs --allow_code_execution" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["eval.py", f"--ckpt={tmp_path / 'b'}", "--tasks=bodies", "--num_bodies=2", "--max_new_tokens=16"])
+    evaluation.main()  # of the other tasks what they said stays
+    again = json.loads((tmp_path / "b" / "eval.json").read_text())
+    assert again["bodies"] == 2 and again["loss"] == reports[1]["loss"] and again.keys() == reports[1].keys() | {"arguments"}
     monkeypatch.setattr(evaluation.configurator, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["eval.py", "--compare", str(tmp_path / "a"), str(tmp_path / "b")])
     evaluation.main()
