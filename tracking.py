@@ -284,6 +284,8 @@ def main():
             os.dup2(os.open(os.devnull, os.O_WRONLY), standard)
         if hasattr(os, "nice"):
             os.nice(10)
+            with contextlib.suppress(OSError):  # Linux serves sessions alike, whatever the niceness of what runs in them
+                Path("/proc/self/autogroup").write_text("10")
         threading.Thread(target=listen, daemon=True).start()
 
     def save_state():
@@ -304,7 +306,7 @@ def main():
             if last:
                 tracker.close(words[0])
             state.pop("trouble", None)
-            pause = 2
+            pause = 5
         except (Exception, SystemExit) as error:  # whatever a tracker comes up with, all of it is said once and tried again
             if not state.get("trouble"):
                 complain(cfg.to, out, f"{type(error).__name__}: {error}", errors)
