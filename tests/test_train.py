@@ -74,6 +74,9 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(dataset, tmp_p
     before = metrics(stopped)
     run("train.py", *settings, f"--out_dir={stopped}", "--init_from=auto")  # of a run that has ended, nothing is done again
     assert metrics(stopped) == before
+    run("train.py", *settings, f"--out_dir={stopped}", "--init_from=auto", "--max_iters=41", "--batch_size=2")
+    seen = {m["step"]: m["tokens"] for m in metrics(stopped) if "tokens" in m}
+    assert 2 * (seen[41] - seen[40]) == seen[40] - seen[39] == seen[40] / 40  # of half the size, and counted as such
 
 
 def test_transformers_continues_20_prompts_with_the_same_64_tokens(trained, dataset):
