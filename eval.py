@@ -716,11 +716,13 @@ def main():
         folder = configurator.ROOT / "out" / cfg.ckpt.replace("/", "-")
     with configurator.mistakes():
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "eval.json"
-        weights = [one.stat().st_mtime for one in folder.iterdir() if one.suffix in (".pt", ".safetensors")]
-        if file.is_file() and file.stat().st_mtime > max(weights, default=0):  # what other tasks said of the same weights stays
-            report = json.loads(file.read_text(encoding="utf-8")) | report
-        file.write_text(json.dumps(report | {"arguments": vars(cfg)}, indent=2) + "\n", encoding="utf-8")
+        file, whose = folder / "eval.json", lambda about: (about["dataset"], about["ckpt"].endswith(".pt") and Path(about["ckpt"]).name)
+        changed = [one.stat().st_mtime for one in folder.iterdir() if one.suffix in (".pt", ".safetensors")]
+        before = tracking.read_json(file)
+        if before and file.stat().st_mtime > max(changed, default=0) and whose(before["arguments"]) == whose(vars(cfg)):
+            report = before | report  # what other tasks said of the same weights and data stays
+        file.with_suffix(".tmp").write_text(json.dumps(report | {"arguments": vars(cfg)}, indent=2) + "\n", encoding="utf-8")
+        os.replace(file.with_suffix(".tmp"), file)
     tracking.send(folder)  # to the run of the training, where that was tracked
 
 

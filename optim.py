@@ -148,7 +148,7 @@ class ScheduleFree(Optimizer):
     def update(self, group, params, grads, iterates, squares):
         beta1, beta2 = group["betas"]
         if group["steps"] == 1:
-            for iterate, p in zip(iterates, params):
+            for iterate, p in zip(iterates, params):  # not _foreach_copy_, which takes no slices
                 iterate.copy_(p)
         average_squares(squares, grads, beta2)
         lr = group["lr"] * (1 - beta2 ** group["steps"]) ** 0.5
