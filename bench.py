@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import configurator
+from parts import configurator
 import eval as evaluation
 import optim
 import train

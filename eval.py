@@ -40,11 +40,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import configurator
-import execute
+from parts import configurator
+from tasks import sandbox as execute
 import sample
-import tokenizer as tokenizers
-import tracking
+from parts import tokenizer as tokenizers
+from parts import tracking
 from model import generation_dtype
 
 
@@ -419,7 +419,7 @@ def bodies_task(model, tokenizer, tokens, cfg):
 
 def read_problems(name, cfg, language):
     """The problems of humaneval, humaneval-x or mine, from --file, tasks/ or the web, as dicts with keys id, language, prompt,
-    solution, and what execute.py takes. ValueError or OSError says what is wrong."""
+    solution, and what tasks/sandbox.py takes. ValueError or OSError says what is wrong."""
     kind = {"humaneval": "python", "humaneval-x": "go", "mine": language}[name]
     if name == "mine":
         files = [Path(__file__).resolve().parent / "tasks" / f"{kind}.jsonl"]

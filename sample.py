@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import configurator
-import tokenizer as tokenizers
+from parts import configurator
+from parts import tokenizer as tokenizers
 from model import NeoX, download, generation_dtype
 
 

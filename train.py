@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import configurator
-import distributed
+from parts import configurator
+from parts import distributed
 import eval as evaluation
 import optim
-import tokenizer as tokenizers
-import tracking
+from parts import tokenizer as tokenizers
+from parts import tracking
 from model import NeoX, NeoXConfig, load_checkpoint, matmul_peak, native_dtype
 
 MAX_BAD_STEPS = 20  # in a row without a finite gradient; float16 may need a dozen at first, to find its loss scale

@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import tokenizer
+from parts import tokenizer
 from clean import RULES, examine, read_benchmark
-from configurator import ROOT, die, locate, mistakes, require
+from parts.configurator import ROOT, die, locate, mistakes, require
 from sources import choose_val, seeded
 
 BATCH = 1_000_000  # bytes that a process handles at a time

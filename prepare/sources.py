@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clean import Document
-from configurator import ROOT, die, locate
+from parts.configurator import ROOT, die, locate
 
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 COLUMNS = {  # what a Document needs -> the columns that hold it, in The Stack, CodeSearchNet and their like

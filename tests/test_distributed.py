@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, in_process
 
-import distributed
+from parts import distributed
 import train
 from model import load_checkpoint
 

@@ -1,4 +1,4 @@
-"""eval.py and execute.py: numbers against independent references, and generated programs that can neither harm nor cheat."""
+"""eval.py and tasks/sandbox.py: numbers against independent references, and generated programs that can neither harm nor cheat."""
 
 import io
 import json
@@ -24,9 +24,9 @@ from conftest import TINY, run
 from transformers import AutoModelForCausalLM
 
 import eval as evaluation
-import execute
+from tasks import sandbox as execute
 import sample
-import tokenizer as tokenizers
+from parts import tokenizer as tokenizers
 
 DATA = os.environ.get("NANONEOX_DATA")
 SETTINGS = {key: value for key, value in vars(evaluation.Settings).items() if not key.startswith("_")}

@@ -11,7 +11,7 @@ import torch
 from conftest import TINY, run
 
 import bench
-import configurator
+from parts import configurator
 import eval as eval_script
 import sample
 import train

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, run
 
-import configurator
+from parts import configurator
 import optim
 import train
 from model import NeoX, NeoXConfig, load_checkpoint
@@ -313,6 +313,8 @@ def test_an_optimizer_brings_its_defaults_and_what_is_said_beside_it_or_later_wi
 def test_adding_an_optimizer_is_one_function_and_one_line(dataset, tmp_path):
     for file in ROOT.glob("*.py"):
         shutil.copy(file, tmp_path)
+    for folder in ("parts", "tasks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     source = (tmp_path / "optim.py").read_text()
     function = "def rmsprop(model, cfg):\n    return [torch.optim.RMSprop(groups(model, cfg), lr=cfg.lr)]\n\n\n"
     line = '    "rmsprop": (rmsprop, dict(lr=2e-3)),\n'
@@ -327,13 +329,13 @@ def test_adding_an_optimizer_is_one_function_and_one_line(dataset, tmp_path):
 
 def test_a_leaderboard_runs_its_entries_in_turn_and_two_runs_are_compared(dataset, trained, tmp_path):
     plot = tmp_path / "curves.png"
-    done = run("leaderboard.py", f"--dataset={dataset}", *TINY, "--max_iters=8", "--eval_interval=0", "--entries=adamw/muon", "--seeds=2",
+    done = run("tools/leaderboard.py", f"--dataset={dataset}", *TINY, "--max_iters=8", "--eval_interval=0", "--entries=adamw/muon", "--seeds=2",
                f"--plot={plot}")  # fmt: skip
     turns = [line.split()[0] for line in (done.stdout + done.stderr).splitlines() if " seed " in line and "steps" in line]
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
     assert turns == ["adamw", "muon"] * 2 and sorted(rows[2:]) == ["adamw", "muon"]
     assert "± 0.0000" not in done.stdout and plot.read_bytes()[:4] == b"\x89PNG"
-    table = run("leaderboard.py", "--compare", trained).stdout.splitlines()
+    table = run("tools/leaderboard.py", "--compare", trained).stdout.splitlines()
     assert table[1].split()[:2] == [trained.name, "60"] and "drawn in" in table[-1]
-    wrong = run("leaderboard.py", "--entries=adamx", ok=False)
+    wrong = run("tools/leaderboard.py", "--entries=adamx", ok=False)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: unknown entry 'adamx'")

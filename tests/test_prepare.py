@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "prepare"), str(ROOT / "tests")]
 
 import clean
 import sources
-import tokenizer
+from parts import tokenizer
 from conftest import run
 
 STDLIB = Path(sysconfig.get_path("stdlib"))

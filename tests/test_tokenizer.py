@@ -15,7 +15,7 @@ import pytest
 import tokenizers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import tokenizer as T
+from parts import tokenizer as T
 
 STDLIB, PACKAGES = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib"))
 VOCAB = 2048

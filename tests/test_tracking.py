@@ -174,17 +174,17 @@ def test_trackers_that_are_down_refuse_or_hang_cost_a_run_nothing(dataset, tmp_p
         code, (output, errors) = in_process(monkeypatch, f"--dataset={dataset}", f"--out_dir={tmp_path / name}", *settings), capfd.readouterr()
         assert code == 0 and "done at step 20" in output, (name, output, errors)
         for tracker in trackers:
-            assert errors.count(f"\n{tracker}: ") == 1 and f"python tracking.py --to={tracker} --run=" in errors, (name, errors)
+            assert errors.count(f"\n{tracker}: ") == 1 and f"python parts/tracking.py --to={tracker} --run=" in errors, (name, errors)
         assert len(curve(tmp_path / name, "loss")) == 20 and len(curve(tmp_path / name, "val_loss")) == 3
 
     # What was down has come up: the run is sent now.
     out = tmp_path / "down"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'later.db'}")
     (out / "eval.json").write_text('{"mine_pass@1": 0.25}')
-    assert "is in mlflow" in run("tracking.py", f"--run={out}", "--to=mlflow", cwd=tmp_path).stdout
+    assert "is in mlflow" in run("parts/tracking.py", f"--run={out}", "--to=mlflow", cwd=tmp_path).stdout
     with sqlite3.connect(tmp_path / "later.db") as store:
         rows = store.execute("SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step")
         assert rows.fetchall() == curve(out, "loss")
         assert store.execute("SELECT value FROM metrics WHERE key = 'eval_mine_pass_at_1'").fetchall() == [(0.25,)]
-    done = run("tracking.py", f"--run={tmp_path}", ok=False)
+    done = run("parts/tracking.py", f"--run={tmp_path}", ok=False)
     assert done.returncode == 2 and "is not a run's folder" in done.stderr and done.stderr.count("\n") == 1

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, TINY, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tokenizer as tokenizers
+from parts import tokenizer as tokenizers
 from model import NeoX, load_checkpoint
 
 

@@ -26,7 +26,7 @@ from collections import ChainMap
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent  # what the scripts make (data/, out/) lives here, from whichever folder they run
+ROOT = Path(__file__).resolve().parent.parent  # what the scripts make (data/, out/) lives here, from whichever folder they run
 
 
 def die(message):

@@ -1,8 +1,8 @@
 """Training algorithms side by side: the same model and data, as much time or as many tokens, several seeds.
 
-    python leaderboard.py config/shakespeare_speedrun.py --seconds=15     # the same time for each entry
-    python leaderboard.py config/shakespeare_speedrun.py --max_iters=365  # the same tokens
-    python leaderboard.py --compare out/a out/b                           # any runs at all, by their metrics.jsonl
+    python tools/leaderboard.py config/shakespeare_speedrun.py --seconds=15     # the same time for each entry
+    python tools/leaderboard.py config/shakespeare_speedrun.py --max_iters=365  # the same tokens
+    python tools/leaderboard.py --compare out/a out/b                           # any runs at all, by their metrics.jsonl
 
 An entry is a name and settings that it adds to those of the command line; one more is one more line in ENTRIES. The entries
 take turns, seed by seed, because machines are noisy. Prints mean and standard deviation of the last validation loss, and how
@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import configurator
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import train
+from parts import configurator
 
 ENTRIES = {
     "adamw": ["--optimizer=adamw", "--lr=3e-3", "--min_lr=0", "--lr_schedule=cosine"],
@@ -96,7 +98,7 @@ def draw(curves, file, title):
 def compare(folders):
     """Print the last figures of several runs and draw their curves in out/compare_runs.png."""
     if not folders:
-        configurator.die("name the runs to compare: python leaderboard.py --compare out/a out/b")
+        configurator.die("name the runs to compare: python tools/leaderboard.py --compare out/a out/b")
     runs = {Path(name).name: read(name) for name in folders}
     keys = ("step", "tokens", "elapsed", "loss", "val_loss", "bits_per_byte", "tokens_per_s", "mfu")
     print(f"{'':<20}" + "".join(f"{key:>14}" for key in keys))

@@ -5,7 +5,7 @@ saved is a Hugging Face folder, from which `transformers.AutoTokenizer` gives th
 
 As a script, it prints what each choice in CODE_PATTERN gains, in bytes per token on held-out subfolders of a folder:
 
-    python tokenizer.py --path=FOLDER
+    python parts/tokenizer.py --path=FOLDER
 """
 
 import json
@@ -23,7 +23,7 @@ MAX_VOCAB = 2**16  # ids are uint16
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # The pattern for code. At 8,192 tokens it puts 3.565 bytes of held-out Python into a token, where GPT-2's puts 3.334
-# (+6.9 %). `python tokenizer.py` measures it, and each choice undone, on the packages installed beside it. In percent:
+# (+6.9 %). `python parts/tokenizer.py` measures it, and each choice undone, on the packages installed beside it. In percent:
 # - A line's indentation is one piece with the newlines before it (+6.7), so a line starts "\n        ", "return", and a
 #   block is one token deeper or not. A prompt that ends in a newline is mended by `Tokenizer.heal`.
 # - Words take along one space, underscore, dot or bracket before them (+6.5 against a space only). Any character, as
@@ -265,10 +265,13 @@ def read_bpe(data):
 
 
 if __name__ == "__main__":
+    import sys
     import sysconfig
     import zlib
 
-    import configurator
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+    from parts import configurator
 
     class Settings:
         path = sysconfig.get_paths()["purelib"]  # a folder of code; every fifth of its subfolders is held out

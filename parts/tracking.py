@@ -1,7 +1,7 @@
 """Follow a run in Weights & Biases or MLflow: send what its folder holds and the tracker does not have yet.
 
     python train.py config/python_cpu.py --mlflow --wandb       # starts this beside the training
-    python tracking.py --run=out/python_cpu --to=mlflow         # later: for a run that was not tracked, or not to its end
+    python parts/tracking.py --run=out/python_cpu --to=mlflow         # later: for a run that was not tracked, or not to its end
 
 The folder is the source: run.json, metrics.jsonl, eval.json, loss.png, the checkpoint and the export. A tracker only reads
 along, in a process of its own, so that one that is slow, hangs or is down costs the training nothing, and gets what it missed
@@ -23,7 +23,10 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import configurator
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from parts import configurator
 
 FILES = ("run.json", "metrics.jsonl", "eval.json", "loss.png", "scores.png", "ckpt.pt")
 EXPORT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -87,7 +90,7 @@ def send(out, seconds=60):
 
 def complain(name, out, why, file=None):
     why = (str(why).strip() or repr(why)).splitlines()[0]
-    print(f"\n{name}: {why}; all is in {out}, to be sent with: python tracking.py --to={name} --run={out}", file=file or sys.stderr, flush=True)
+    print(f"\n{name}: {why}; all is in {out}, to be sent with: python parts/tracking.py --to={name} --run={out}", file=file or sys.stderr, flush=True)
 
 
 def read_json(path):
@@ -150,11 +153,11 @@ class MLflow:
             folder.mkdir(exist_ok=True)
             for path in export:
                 shutil.copy(path, folder)
-            code = [str(configurator.ROOT / file) for file in ("tracking.py", "configurator.py", "model.py", "tokenizer.py")]
+            code = [str(configurator.ROOT / file) for file in ("model.py", "parts")]
             lines = (configurator.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
             needs = [line.split("#")[0].strip() for line in lines if line.startswith(("torch", "numpy", "tiktoken", "tokenizers", "safetensors"))]
             self.mlflow.pyfunc.log_model(
-                name="model", step=step, loader_module="tracking", data_path=str(folder), code_paths=code, pip_requirements=needs)  # fmt: skip
+                name="model", step=step, loader_module="parts.tracking", data_path=str(folder), code_paths=code, pip_requirements=needs)  # fmt: skip
 
     def close(self, how):
         self.mlflow.end_run("FINISHED" if how == "finished" else "KILLED")
@@ -168,7 +171,7 @@ def _load_pyfunc(folder):
 
     import numpy as np
 
-    import tokenizer as tokenizers
+    from parts import tokenizer as tokenizers
     from model import NeoX
 
     model, tokenizer = NeoX.from_pretrained(folder).eval(), tokenizers.load(folder)

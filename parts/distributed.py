@@ -13,7 +13,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-import configurator
+from parts import configurator
 from model import NeoX
 
 # Optimizers that treat every number for itself, so that a slice of a matrix is as good as the whole.

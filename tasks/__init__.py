@@ -1,0 +1,1 @@
+"""What eval.py measures: the problems (*.jsonl), and the sandbox."""

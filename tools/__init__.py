@@ -1,0 +1,1 @@
+"""Commands that one needs now and then, and peers.py, which bench.py compares us with."""
