@@ -1,5 +1,5 @@
-# Go completion from nothing on two CPU cores, as config/python_cpu.py does for Python, where the reasons stand.
-# Data: python prepare/go.py (the library of the Go installed here, or --path=DIR)
+# Go completion from nothing on two CPU cores. The reasons are in config/python_cpu.py.
+# Data: python prepare/go.py (the library of the Go installed here, or your code with --path=DIR)
 
 dataset = "go"
 out_dir = "out/go_cpu"

@@ -1,9 +1,12 @@
-# Go completion on a T4. Data: python prepare/go.py (the library of the Go installed here), or, for a model worth keeping,
-# python prepare/go.py --source=the-stack --min_stars=10 --max_mb=2000
-# Computed and not measured: 3.9 GiB of memory, 68 minutes at 16 TFLOP/s (a quarter of a T4's float16 peak).
+# Go completion on a T4.
+# Data: python prepare/go.py (the library of the Go installed here), or, for a model worth keeping,
+#       python prepare/go.py --source=the-stack --min_stars=10 --max_mb=2000
+# Computed, not measured: 3.9 GiB of memory, and 68 minutes at 16 TFLOP/s (a quarter of the T4's
+# float16 peak).
 
 dataset = "go"
 out_dir = "out/go_t4"
+device = "cuda"  # so that Colab without a GPU says so, instead of training for a week
 n_layer, n_head, n_embd = 8, 8, 512  # 33.6M parameters
 block_size = 512  # a Go function with its neighbours
 batch_size = 32  # its activations take 2.4 GiB of the 3.9; five times as many would fit

@@ -3,19 +3,20 @@
 
 dataset = "python"
 out_dir = "out/python_cpu"
-n_layer, n_head, n_embd = 4, 4, 256  # wider or deeper learns too little in five minutes
-block_size = 128  # a dozen lines, for speed; the one run at 256, with half the tokens a step, got to 1.80 bits per byte, not 1.62
-batch_size = 32  # 4,096 tokens a step; with fewer Muon's own work weighs more
-optimizer = "muon"  # 2.33 bits per byte after 75 s where AdamW had 2.43: one run each, learning rates not tuned
-lr, min_lr = 1.5e-2, 0.0  # few steps, so large ones, down to nothing
-lr_schedule = "linear"  # 1 % fewer bits per byte than the cosine after 120 steps, one run each
-momentum = 0.85  # 1.89 bits per byte after 130 steps where 0.95 had 1.92
-rotary_pct = 1.0  # 1.88 then
-tie_embeddings = True  # 1 % fewer bits: each token's one row learns from reading and from writing it; 4.2M parameters
+n_layer, n_head, n_embd = 4, 4, 256  # a wider or deeper model learns too little in five minutes
+# A dozen lines. One run with 256, and half the tokens a step, got to 1.80 bits per byte, not 1.62.
+block_size = 128
+batch_size = 32  # 4,096 tokens a step; with fewer, Muon's own work takes a larger share of the time
+optimizer = "muon"  # 2.33 bits per byte after 75 s, AdamW 2.43: one run each, rates not tuned
+lr, min_lr = 1.5e-2, 0.0  # few steps, so large ones, decaying to nothing
+lr_schedule = "linear"  # 1 % fewer bits per byte than cosine after 120 steps, one run each
+momentum = 0.85  # 1.89 bits per byte after 130 steps; 0.95 had 1.92
+rotary_pct = 1.0  # 1.88 after as many steps
+tie_embeddings = True  # 1 % fewer bits: a token's row learns as input and output; 4.2M parameters
 warmup_iters = 10
 max_iters = 100_000  # never reached:
-max_minutes = 4.7  # the clock ends the run, so that it takes as long, and ends as well annealed, on any machine
-compile = False  # it takes a minute on two cores, and a step is no faster then
+max_minutes = 4.7  # the clock ends the run, at the end of the decay, on any machine
+compile = False  # compiling takes a minute on two cores, and steps are then no faster
 eval_interval = 150
 eval_iters = 10  # 41,000 tokens, two or three seconds
 sample_prompt = "def"

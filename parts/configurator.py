@@ -1,73 +1,125 @@
-"""Settings: a script's defaults, then Python config files, then --key=value, each overriding the one before.
+"""Settings, and how scripts run and end.
 
-A script states its defaults in a class, one a line, with the comment that `--help` prints:
+Settings: a script's defaults, then config files, then --key=value; the later one wins. A script
+states its defaults in a class, one a line, with the comment that `--help` prints:
 
     class Settings:
-        batch_size = 32     # sequences per step
-        lr = 1e-3           # peak learning rate
+        batch_size = 32  # sequences per step
+        lr = 1e-3  # peak learning rate
 
-    cfg = configurator.load(Settings)     # `python train.py config/python_cpu.py --lr=3e-4`  ->  cfg.lr == 3e-4
+    cfg = configurator.load(Settings)
 
-A config file is plain Python, run in a namespace of its own; only the values that it assigns are taken.
+`python train.py config/python_cpu.py --lr=3e-4` then gives cfg.lr == 3e-4. A config file is plain
+Python, run in its own namespace; only the values that it assigns are used.
 
-Where the class has _presets = {"optimizer": {"lion": {"lr": 3e-4}}}, the file or command line that changes optimizer to lion
-brings lr=3e-4 too, whatever was said of lr before; what it says of lr itself, or what is said later, wins.
+A class may also state presets: with _presets = {"optimizer": {"lion": {"lr": 3e-4}}}, whoever
+changes optimizer to lion gets lr=3e-4 too, even if lr was set before. A value for lr that stands
+beside optimizer=lion in the same file or command line, or comes later, still wins.
+
+A class that names its script in _script can be inherited by other scripts: they accept all its
+settings, and their --help refers to that script instead of listing them again.
 """
 
 import ast
 import difflib
+import gc
 import inspect
 import math
 import os
 import runpy
+import signal
 import sys
 import types
 from collections import ChainMap
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parent.parent  # what the scripts make (data/, out/) lives here, from whichever folder they run
+# The repository. data/ and out/ are here, whatever the working directory is.
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def die(message):
-    """End the script for a person's mistake: one line on standard error, exit code 2, no traceback."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes make the same mistake
-        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+# --- how a script runs and ends -------------------------------------------------------------------
+
+
+def run(main: Callable[[], None]):
+    """Run a script's main. Ctrl-C, SIGTERM and a closed pipe end the script with exit code 130 and
+    no traceback; a bug still gets its traceback.
+
+    SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so cleanup in `with` and `finally` runs. Code
+    that cleans up may raise KeyboardInterrupt(message) to replace the line that is printed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    gc.freeze()  # what was imported stays; going over it again and again takes 0.1 s of a start
+    try:
+        main()
+    except KeyboardInterrupt as interrupt:
+        say(str(interrupt) or "interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()  # or Python would complain about the pipe at exit
+        sys.exit(130)
+
+
+def say(message: str):
+    """Print to standard error; under torchrun only once a machine, not once a process."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(message, file=sys.stderr)
+
+
+def die(message: object) -> NoReturn:
+    """End the script because of a person's mistake: one line on standard error, exit code 2."""
+    say(f"error: {' '.join(str(message).split())}")
     sys.exit(2)
 
 
 @contextmanager
 def mistakes():
-    """Turn a ValueError or OSError raised inside into `die`: put it around reading what a person gave, never around work."""
+    """Turn a ValueError or OSError raised inside into `die`.
+
+    Put it around reading what a person gave, never around the work itself."""
     try:
         yield
     except (ValueError, OSError) as error:
         die(error)
 
 
-def locate(path):
-    """A file or folder that a person named: as seen from the working directory or, failing that, from the repository."""
+def locate(path: str) -> Path:
+    """The file or folder that a person named: relative to the working directory or, if there is
+    none, to the repository."""
     return Path(path) if Path(path).exists() else ROOT / path
 
 
-def load(settings, argv=None):
-    """The class's defaults overridden by argv (default: the command line), as a namespace. Ends the script on a mistake."""
+# --- settings -------------------------------------------------------------------------------------
+
+
+def load(settings: type, argv: list[str] | None = None) -> types.SimpleNamespace:
+    """The class's defaults, overridden by argv (default: the command line). Ends the script if a
+    setting is unknown or has a wrong value, and after printing --help."""
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a sample that this terminal cannot show must not end a run
+        # A character that this terminal cannot show must not end a run.
+        sys.stdout.reconfigure(errors="replace")
     if "--help" in argv or "-h" in argv:
         print_help(settings)
         sys.exit(0)
-    classes = settings.__mro__[-2::-1]  # a script may add settings to another's by inheriting
-    defaults = {key: value for one in classes for key, value in vars(one).items() if not key.startswith("_")}
-    layers = [{}]  # what each config file says, and what the command line says before, between and after them
+    defaults = {
+        key: value
+        for base in reversed(settings.__mro__[:-1])  # all but object, base classes first
+        for key, value in vars(base).items()
+        if not key.startswith("_")
+    }
+    # In the order of the command line: the values given before a config file, those in the file,
+    # those given after it, and so on.
+    layers = [{}]
     for arg in argv:
         if arg.startswith("--"):
             key, given, text = arg[2:].partition("=")
             check_key(key, defaults, "")
-            if given and isinstance(defaults[key], tuple):  # each --key=text adds one; \n and \t may be written out
-                said = ChainMap(*reversed(layers), defaults)[key]
-                layers[-1][key] = said + (text.replace("\\n", "\n").replace("\\t", "\t"),)
+            if given and isinstance(defaults[key], tuple):  # each --key=text adds one
+                before = ChainMap(*reversed(layers), defaults)[key]
+                text = text.replace("\\n", "\n").replace("\\t", "\t")
+                layers[-1][key] = (*before, text)
             elif given:
                 layers[-1][key] = convert(key, parse(text, defaults[key]), defaults[key])
             elif isinstance(defaults[key], bool):
@@ -80,34 +132,43 @@ def load(settings, argv=None):
                 check_key(key, defaults, f" in {arg}")
                 layers[-2][key] = convert(key, value, defaults[key])
         else:
-            near = difflib.get_close_matches(arg, [f"{arg}.py" * (ROOT / f"{arg}.py").is_file(), f"--{arg}" * ("=" in arg)], cutoff=0.5)
-            die(f"{arg!r} is neither a config file (*.py) nor --key=value" + (f"; did you mean {near[0]}?" if near else ""))
-    return types.SimpleNamespace(**combine(defaults, layers, getattr(settings, "_presets", {})))
+            known = [f"{arg}.py"] if (ROOT / f"{arg}.py").is_file() else []
+            known += [f"--{arg}"] if "=" in arg else []
+            near = difflib.get_close_matches(arg, known, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            die(f"{arg!r} is neither a config file (*.py) nor --key=value{hint}")
+    values = combine(defaults, layers, getattr(settings, "_presets", {}))
+    return types.SimpleNamespace(**values)
 
 
-def combine(defaults, layers, presets):
-    """The defaults overridden by each layer in turn. A layer that changes a key of `presets` resets what the old value had brought
-    and brings what the new one does, but for the keys that it names itself; says what that takes back, on standard error."""
-    values, said = dict(defaults), set()
+def combine(defaults: dict, layers: list[dict], presets: dict) -> dict:
+    """The defaults overridden by each layer in turn.
+
+    A layer that changes a key of `presets` takes back what the old value's preset set and applies
+    the new one's, except for keys that the layer itself sets. If that overrides a value that was
+    given before, standard error says so."""
+    values, given = dict(defaults), set()
     for layer in layers:
         for key, options in presets.items():
             old, new = values[key], layer.get(key, values[key])
-            if new != old and new in options:
-                brought = {k: defaults[k] for k in options.get(old, {})} | options[new]
-                brought = {k: value for k, value in brought.items() if k not in layer}
-                lost = [f"{k}={value} (not {values[k]})" for k, value in brought.items() if k in said and value != values[k]]
-                if lost:
-                    print(f"{key}={new} brings its own {', '.join(lost)}", file=sys.stderr)
-                values |= brought
-                said -= brought.keys()
+            if new == old or new not in options:
+                continue
+            preset = {k: defaults[k] for k in options.get(old, {})} | options[new]
+            preset = {k: value for k, value in preset.items() if k not in layer}
+            lost = [k for k, value in preset.items() if k in given and value != values[k]]
+            if lost:
+                changes = ", ".join(f"{k}={preset[k]} (not {values[k]})" for k in lost)
+                print(f"{key}={new} brings its own {changes}", file=sys.stderr)
+            values |= preset
+            given -= preset.keys()
         values |= layer
-        said |= layer.keys()
+        given |= layer.keys()
     return values
 
 
-def read_config(path):
+def read_config(arg: str) -> dict:
     """The plain values that a config file assigns."""
-    path = locate(path)
+    path = locate(arg)
     if not path.is_file():
         known = ", ".join(sorted(file.name for file in (ROOT / "config").glob("*.py")))
         die(f"there is no config file {path}; config/ has {known}")
@@ -115,17 +176,22 @@ def read_config(path):
         namespace = runpy.run_path(str(path))
     except Exception as error:
         die(f"{path} does not run as Python: {type(error).__name__}: {error}")
-    return {k: v for k, v in namespace.items() if not (k.startswith("_") or callable(v) or isinstance(v, types.ModuleType))}
+    return {
+        key: value
+        for key, value in namespace.items()
+        if not (key.startswith("_") or callable(value) or isinstance(value, types.ModuleType))
+    }
 
 
-def check_key(key, defaults, where):
+def check_key(key: str, defaults: dict, where: str):
     if key not in defaults:
         near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.5)
-        die(f"unknown setting {key!r}{where}; " + (f"did you mean {near[0]!r}?" if near else "--help lists them"))
+        hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
+        die(f"unknown setting {key!r}{where}; {hint}")
 
 
-def parse(text, default):
-    """The value a command line spells: text stays text, anything else is a Python literal."""
+def parse(text: str, default):
+    """The value written on the command line: text stays text, the rest is a Python literal."""
     if isinstance(default, str):
         return text
     if isinstance(default, bool):
@@ -136,8 +202,9 @@ def parse(text, default):
         return text
 
 
-def convert(key, value, default):
-    """The value in the default's type; a whole number may be written 1e4. Numbers are finite and never negative."""
+def convert(key: str, value, default):
+    """The value in the default's type; a whole number may be written as 1e4. Ends the script if
+    the type is wrong, or if a number is negative or not finite."""
     wanted = type(default)
     if type(value) in (int, float) and wanted in (int, float):
         if not math.isfinite(value) or value < 0:
@@ -150,7 +217,8 @@ def convert(key, value, default):
 
 
 def require(cfg, positive=(), **choices):
-    """End the script unless each setting in `positive` is above 0 and each key=[...] has one of the values listed."""
+    """End the script unless each setting in `positive` is above 0 and each key in `choices` has
+    one of the values listed for it."""
     for key in positive:
         if getattr(cfg, key) <= 0:
             die(f"{key} must be above 0, not {getattr(cfg, key)}")
@@ -159,16 +227,30 @@ def require(cfg, positive=(), **choices):
             die(f"{key} must be one of {', '.join(map(str, allowed))}, not {getattr(cfg, key)!r}")
 
 
-def print_help(settings):
-    """The script's own words, then every setting with its default and its comment, in the order of the source."""
-    print((inspect.getmodule(settings).__doc__ or "").strip(), "\n\nSettings, with their defaults:")
-    for line in "".join(inspect.getsource(one) for one in settings.__mro__[:-1]).splitlines():
+def print_help(settings: type):
+    """The script's docstring, then its settings with defaults and comments, in source order."""
+    print((inspect.getmodule(settings).__doc__ or "").strip())
+    print("\nSettings, with their defaults:")
+    for base in settings.__mro__[:-1]:
+        script = vars(base).get("_script")
+        if script and base is not settings:
+            print(
+                f"\nAll settings of {script} may be given too: python {script} --help lists them."
+            )
+        else:
+            print_settings(base)
+
+
+def print_settings(base: type):
+    """The settings that one class states, and its presets."""
+    for line in inspect.getsource(base).splitlines():
         assignment, _, comment = line.strip().partition("  # ")
-        if line.strip().startswith("#"):
+        if assignment.startswith("#"):
             print(f"\n{line.strip('# ')}")
         elif " = " in assignment and not assignment.startswith("_"):
-            print(f"  --{assignment.strip().replace(' = ', '='):<36} {comment}")
-    for key, presets in getattr(settings, "_presets", {}).items():
+            print(f"  --{assignment.replace(' = ', '='):<36} {comment}")
+    for key, presets in vars(base).get("_presets", {}).items():
         print(f"\nOther defaults that {key} brings:")
-        for name, brought in presets.items():
-            print(f"  --{f'{key}={name}':<36} {', '.join(f'{k}={value}' for k, value in brought.items())}".rstrip())
+        for name, preset in presets.items():
+            values = ", ".join(f"{k}={value}" for k, value in preset.items())
+            print(f"  --{f'{key}={name}':<36} {values}".rstrip())

@@ -1,14 +1,16 @@
-"""What the prepare scripts share: documents in, data/<dataset>/{train.bin, val.bin, tokenizer.json, meta.json} out.
+"""From documents to data/<dataset>/{train.bin, val.bin, tokenizer.json, meta.json}.
 
-    documents -> [processes: read, clean, sketch] -> duplicates out -> spool file -> split by group -> tokenizer
-              -> [processes: encode] -> bin files -> the whole folder is moved into place
+    documents -> [processes: read, clean, sketch] -> drop duplicates -> spool file -> split by group
+              -> tokenizer -> [processes: encode] -> bin files -> move the folder into place
 
-Only some batches of 1 MB and a few numbers a document are in memory at a time, so a corpus may be of any size.
+Only a few batches of 1 MB and a few numbers per document are in memory at a time, so a corpus may
+have any size.
 """
 
+import contextlib
+import functools
 import glob
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -17,62 +19,94 @@ import sys
 import threading
 from array import array
 from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from parts import tokenizer
-from clean import RULES, examine, read_benchmark
+from parts import tokenizer as tokenization
 from parts.configurator import ROOT, die, locate, mistakes, require
-from sources import choose_val, seeded
+from parts.files import write_json
+from parts.tokenizer import Tokenizer
+from prepare.clean import RULES, Benchmark, Document, Examined, examine, read_benchmark
+from prepare.sources import choose_val, seeded
 
 BATCH = 1_000_000  # bytes that a process handles at a time
-SAMPLE = 16_000_000  # bytes of the train split that a BPE is trained on; twice as much takes twice as long
-FILES = ("train.bin", "val.bin", "meta.json", "tokenizer.json", "tokenizer_config.json")  # all that a data set holds
+SAMPLE = 16_000_000  # bytes of the train split to train a BPE on; twice as many take twice as long
+# All files of a data set.
+FILES = ("train.bin", "val.bin", "meta.json", "tokenizer.json", "tokenizer_config.json")
 
 
-def run(main):
-    """main(), with one line and exit code 130 for Ctrl-C and SIGTERM."""
-    try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        main()
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-made is left behind", file=sys.stderr)
-        sys.exit(130)
+class Settings:
+    """What `build` reads. A script that calls it adds `source` and `out`."""
+
+    path = ""  # a folder of your own code instead
+    file = ""  # *.jsonl, *.jsonl.gz or *.parquet files instead; commas and globs
+    max_mb = 0.0  # stop after this much source text, in MB; 0: no limit
+    val_fraction = 0.05  # share of the bytes held out for val, in whole repositories or packages
+    tokenizer = "bpe"  # bpe (trained here), gpt2, p50k_base, or a folder with a tokenizer.json
+    vocab_size = 8192  # tokens of that bpe
+    pattern = "code"  # how that bpe splits text first: code or gpt2
+    licences = "permissive"  # permissive, any, or a list like MIT,Apache-2.0; if known
+    min_stars = 0  # fewest stars of a repository, if known
+    origin = ""  # parts of repository names to take, comma-separated; -part leaves out
+    decontaminate = ""  # leave out a benchmark's problems: a file like HumanEval.jsonl.gz
+    seed = 1337  # of the order, the split and the sample that the tokenizer is trained on
 
 
-# Processes
+# --- processes ------------------------------------------------------------------------------------
 
-def parallel(function, items, start=None, args=(), workers=None):
-    """function(item) for each item, in order, on all cores. Few items are in flight, so memory stays flat.
 
-    Processes are spawned, on every system alike: forking a process that has threads may hang it."""
-    workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
+def parallel(
+    function: Callable,
+    items: Iterable,
+    start: Callable | None = None,
+    args: tuple = (),
+    workers: int | None = None,
+) -> Iterator:
+    """function(item) for each item, in order, on all cores. start(*args) runs first in each worker.
+    Only a few items are in flight, so memory stays flat.
+
+    Workers are spawned, not forked: forking a process that has threads can hang it."""
+    workers = workers or count_cores()
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=start_worker, initargs=(start, args)) as pool:
+    with ProcessPoolExecutor(
+        workers, spawn, initializer=start_worker, initargs=(start, args)
+    ) as pool:
         try:
             waiting = deque()
             for item in items:
-                with held_signals():  # here a new process may start, and must not be cut off half-way
+                with held_signals():  # submitting may start a process, which must not be cut off
                     waiting.append(pool.submit(function, item))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            die("a worker process was killed, probably for lack of memory; close other programs and try again")
+            die(
+                "a worker process was killed, probably for lack of memory; "
+                "close other programs and try again"
+            )
         except BaseException:
             stop_workers()
             raise
 
 
-def start_worker(start, args):
-    def follow_parent():  # or workers would outlive a main process that was killed with no chance to end them
+def count_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def start_worker(start: Callable | None, args: tuple):
+    def follow_parent():  # otherwise workers would outlive a main process that gets killed
         multiprocessing.parent_process().join()
         os._exit(1)
 
@@ -90,33 +124,40 @@ def stop_workers():
 @contextmanager
 def held_signals():
     """Ctrl-C and SIGTERM wait until the block is done."""
-    names, came = (signal.SIGINT, signal.SIGTERM), []
-    handlers = [signal.signal(name, lambda *_: came.append(1)) for name in names]
-    if hasattr(signal, "pthread_sigmask"):  # not on Windows. New processes inherit it: Ctrl-C is for the main one alone
+    numbers, came = (signal.SIGINT, signal.SIGTERM), []
+    handlers = [signal.signal(number, lambda *_: came.append(1)) for number in numbers]
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if can_block:  # new processes inherit the mask, so Ctrl-C reaches only the main one
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        if hasattr(signal, "pthread_sigmask"):
+        if can_block:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for name, handler in zip(names, handlers):
-            signal.signal(name, handler)
+        for number, handler in zip(numbers, handlers):
+            signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
 
 
-# The data set's folder
+# --- the data set's folder ------------------------------------------------------------------------
+
 
 @contextmanager
-def new_dataset(out):
-    """A folder to write a data set into; moved to data/<out> when the block ends well, removed when it does not.
+def new_dataset(out: str) -> Iterator[Path]:
+    """A folder to write a data set into. If the block succeeds, the folder is moved to data/<out>,
+    otherwise it is removed.
 
     So a run that is interrupted, even by SIGKILL, leaves the old data set or none."""
     target = (ROOT / "data" / out).resolve()
-    old, folder = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("old", "partial"))
-    others = [path.name for path in target.iterdir() if path.name not in FILES] if target.is_dir() else []
+    old, folder = (
+        target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("old", "partial")
+    )
+    present = target.iterdir() if target.is_dir() else ()
+    others = [path.name for path in present if path.name not in FILES]
     if not out or target.is_file() or others:
-        die(f"{target} is not a data set's folder ({', '.join(others[:3]) or 'or none'} in it); choose another --out")
+        found = f" (it holds {', '.join(others[:3])})" if others else ""
+        die(f"{target} is not a data set's folder{found}; choose another --out")
     with mistakes():
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(target)
@@ -128,59 +169,86 @@ def new_dataset(out):
                 target.rename(old)
                 print(f"{target} is replaced")
             folder.rename(target)
-    except BaseException:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the tidying up
+    except BaseException as error:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the cleanup
+            signal.signal(number, signal.SIG_IGN)
         stop_workers()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt("interrupted; nothing half-made is left behind") from None
         raise
     finally:
         if old.exists() and not target.exists():
             old.rename(target)
-        for left in (old, folder):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (old, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def clear_leftovers(target):
-    """Remove what killed runs left; put the old data set back if one was killed just while it moved."""
-    for left in sorted(target.parent.glob(f".{glob.escape(target.name)}.*-*")):
-        kind, _, pid = left.name.rpartition(".")[2].partition("-")
+def clear_leftovers(target: Path):
+    """Remove what killed runs left behind. If one was killed while it moved the folders, put the
+    old data set back."""
+    for path in sorted(target.parent.glob(f".{glob.escape(target.name)}.*-*")):
+        kind, _, pid = path.name.rpartition(".")[2].partition("-")
         if kind == "old" and not target.exists():
-            left.rename(target)
+            path.rename(target)
         elif kind in ("old", "partial") and not is_running(pid):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def is_running(pid):
+def is_running(pid: str) -> bool:
     try:
         return os.name == "posix" and os.kill(int(pid), 0) is None
     except ProcessLookupError:
         return False
-    except (PermissionError, ValueError):  # someone else's process; no number, so not ours
+    except (PermissionError, ValueError):  # another user's process; or no number, so not our file
         return True
 
 
-def write_dataset(folder, tok, encoded, meta):
-    """Write the bin files, tokenizer.json and meta.json from (split, uint16 ids, documents, bytes of text) items."""
-    with mistakes():
-        tok.save(folder)
-    sums = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in ("train", "val")}
-    digests = {split: hashlib.sha256() for split in sums}
-    with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
+class Encoded(NamedTuple):
+    """Documents as tokens."""
+
+    split: str  # train or val
+    ids: np.ndarray  # uint16
+    documents: int
+    size: int  # bytes of text
+
+
+def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], about: dict) -> dict:
+    """Write the bin files and meta.json, which gets `about` too. Returns the content of meta.json.
+
+    tokenizer.json must already be there."""
+    counts = {
+        split: {"tokens": 0, "bytes": 0, "documents": 0, "max_id": 0} for split in ("train", "val")
+    }
+    hashes = {split: hashlib.sha256() for split in counts}
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in counts}
         for split, ids, documents, size in encoded:
             data = ids.astype("<u2").tobytes()
-            (train if split == "train" else val).write(data)
-            digests[split].update(data)
-            for key, number in zip(sums[split], (len(ids), size, documents)):
-                sums[split][key] += int(number)
-    for split, numbers in sums.items():
-        numbers["sha256"] = digests[split].hexdigest()
+            files[split].write(data)
+            hashes[split].update(data)
+            count = counts[split]
+            count["tokens"] += len(ids)
+            count["bytes"] += size
+            count["documents"] += documents
+            count["max_id"] = max(count["max_id"], int(ids.max(initial=0)))
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    for split, count in counts.items():
+        count["sha256"] = hashes[split].hexdigest()
     versions = {name: version(name) for name in ("numpy", "tiktoken", "tokenizers")}
-    meta = {"tokenizer": {"kind": tok.kind, "file": "tokenizer.json"}, "vocab_size": tok.vocab_size, **sums, **meta,
-            "versions": {"python": sys.version.split()[0], **versions}}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    meta = {
+        "tokenizer": {"kind": tok.kind, "file": "tokenizer.json"},
+        "vocab_size": tok.vocab_size,
+        **counts,
+        **about,
+        "versions": {"python": sys.version.split()[0], **versions},
+    }
+    write_json(folder / "meta.json", meta)
     return meta
 
 
-def print_report(meta, out):
+def print_report(meta: dict, out: str):
     """What was read, dropped, masked and written, and what to run next."""
     if meta.get("cleaning"):
         print(f"{'':<36}{'documents':>10}{'MB':>10}")
@@ -191,106 +259,141 @@ def print_report(meta, out):
         print(f"masked: {masked or 'nothing'}; split by {meta['split_by']}")
     for split in ("train", "val"):
         n = meta[split]
-        print(f"{split}: {n['tokens']:,} tokens, {n['bytes'] / 1e6:,.2f} MB, {n['documents']:,} documents")
-    print(f"val: {meta['val']['bytes'] / meta['val']['tokens']:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
+        size = f"{n['bytes'] / 1e6:,.2f} MB"
+        print(f"{split}: {n['tokens']:,} tokens, {size}, {n['documents']:,} documents")
+    density = meta["val"]["bytes"] / meta["val"]["tokens"]
+    print(f"val: {density:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
     config = f"config/{out.removesuffix('_char')}_cpu.py"
-    otherwise = f"config/{Path(sys.argv[0]).stem}_cpu.py --dataset={out} --out_dir=out/{Path(out).name}"
-    print(f"next: python train.py {config if (ROOT / config).exists() else otherwise}")
+    if not (ROOT / config).exists():
+        config = f"config/{Path(sys.argv[0]).stem}_cpu.py"
+        config += f" --dataset={out} --out_dir=out/{Path(out).name}"
+    print(f"next: python train.py {config}")
 
 
-# The whole way
+# --- the whole way --------------------------------------------------------------------------------
 
-def build(cfg, documents, source, total=None):
-    """Make data/<cfg.out> from an iterable of Documents; total: their bytes, where known, for the progress bar."""
+
+def build(cfg, documents: Iterable[Document], source: str, total: int | None = None):
+    """Make data/<cfg.out> from documents. source: what meta.json says about their origin; total:
+    their bytes, if known, for the progress bar."""
     benchmark = None
     with mistakes():
         if cfg.decontaminate:
             benchmark = read_benchmark(locate(cfg.decontaminate))
         given = None if cfg.tokenizer == "bpe" else open_tokenizer(cfg.tokenizer)
     if given and given.kind == "char":
-        die(f"{cfg.tokenizer} knows only the characters that it was made from; code needs a bpe")
-    require(cfg, positive=["val_fraction"], pattern=sorted(tokenizer.PATTERNS))
+        die(f"{cfg.tokenizer} knows only the characters it was made from; code needs a bpe")
+    require(cfg, positive=["val_fraction"], pattern=sorted(tokenization.PATTERNS))
     if not given and not 512 <= cfg.vocab_size <= 65536:
-        die(f"vocab_size must be from 512 to 65536 (token ids are 16 bits wide), not {cfg.vocab_size}")
+        die(f"vocab_size must be from 512 to 65536 (token ids have 16 bits), not {cfg.vocab_size}")
     if cfg.val_fraction > 0.5:
         die(f"val_fraction must be at most 0.5, not {cfg.val_fraction}")
 
     with new_dataset(cfg.out) as folder:
-        spool = folder / "spool"
-        groups, units, lengths, report = fill_spool(spool, documents, cfg, benchmark, total)
-        split_by = "repository or package"
-        is_val = choose_val(groups, lengths, cfg.val_fraction)
-        if is_val is None:
-            split_by, is_val = "file, for want of enough groups", choose_val(units, lengths, cfg.val_fraction)
-        if is_val is None:
-            die(f"{len(lengths):,} documents ({lengths.sum() / 1e6:.2f} MB) are left after cleaning: too few for a "
-                "train and a val split; give more code")
-        tok = given or train_tokenizer(folder, spool, lengths, np.where(is_val, 0, units), cfg)
-        tok.save(folder)
-        encoded = encode_spool(folder, spool, lengths, is_val)
-        meta = write_dataset(folder, tok, encoded, {
-            "source": source, "split_by": split_by, **report, "arguments": vars(cfg)})
-        spool.unlink()
+        spool, report = fill_spool(folder / "spool", documents, cfg, benchmark, total)
+        is_val, split_by = hold_out(spool, cfg.val_fraction)
+        tok = given or train_tokenizer(folder, spool, is_val, cfg)
+        with mistakes():
+            tok.save(folder)
+        encoded = encode_spool(folder, spool, is_val)
+        about = {"source": source, "split_by": split_by, **report, "arguments": vars(cfg)}
+        meta = write_dataset(folder, tok, encoded, about)
+        spool.path.unlink()
     print_report(meta, cfg.out)
 
 
-def open_tokenizer(name):
-    """One of tiktoken's by name, or a saved one by path. Raises ValueError."""
-    return tokenizer.load(locate(name)) if locate(name).exists() else tokenizer.from_tiktoken(name)
+def open_tokenizer(name: str) -> Tokenizer:
+    """A saved tokenizer, by path, or one of tiktoken's, by name. ValueError if it is neither."""
+    path = locate(name)
+    return tokenization.load(path) if path.exists() else tokenization.from_tiktoken(name)
 
 
-def fill_spool(spool, documents, cfg, benchmark, total):
-    """Clean the documents, drop duplicates, and append the rest to the spool file.
+class Spool(NamedTuple):
+    """The documents that were kept: their UTF-8 text, one after the other, in a file. The arrays
+    (uint64) have an entry for each document."""
 
-    Returns for each document kept: the hash of its group, of its text, its length in bytes; and the report."""
-    groups, units, lengths = array("Q"), array("Q"), array("Q")
+    path: Path
+    groups: np.ndarray  # the hash of its group
+    texts: np.ndarray  # the hash of its text
+    lengths: np.ndarray  # in bytes
+
+    def offsets(self) -> np.ndarray:
+        """Where in the file each document begins."""
+        return np.cumsum(self.lengths) - self.lengths
+
+
+def read_spool(path: Path, places: Iterable[tuple[int, int]]) -> Iterator[str]:
+    """The documents at some (offset, length) of the spool file."""
+    with open(path, "rb") as file:
+        for offset, length in places:
+            file.seek(offset)
+            yield file.read(length).decode()
+
+
+def fill_spool(
+    path: Path, documents: Iterable[Document], cfg, benchmark: Benchmark | None, total: int | None
+) -> tuple[Spool, dict]:
+    """Clean the documents, drop duplicates, and write the rest to the spool file. Returns the spool
+    and a report for meta.json."""
+    groups, texts, lengths = array("Q"), array("Q"), array("Q")
     rules = ("read", "unreadable", *RULES, "benchmark", "exact duplicate", "near duplicate", "kept")
     cleaning = {rule: {"documents": 0, "bytes": 0} for rule in rules}
     masked, licences, table = Counter(), Counter(), np.zeros(2**25, np.uint32)
 
-    def count(rule, size):
+    def count(rule: str, size: int):
         cleaning[rule]["documents"] += 1
         cleaning[rule]["bytes"] += size
 
     progress = tqdm(total=total, unit="B", unit_scale=True, desc="cleaning", disable=None)
-    with open(spool, "wb") as file, progress:
-        for batch in parallel(examine_batch, batches(documents, cfg.max_mb), remember, (cfg, benchmark)):
-            for group, names, (rule, size, text, keys, masks) in batch:
-                count("read", size)
-                progress.update(size)
-                rule = rule or duplicate(table, keys)
-                count(rule or "kept", len(text) if not rule else size)
-                if not rule:
-                    file.write(text)
-                    groups.append(group)
-                    units.append(int(keys[0]))
-                    lengths.append(len(text))
-                    masked += masks
-                    licences.update(names or ["not told"])
-    arrays = (np.array(a, np.uint64) for a in (groups, units, lengths))
-    return *arrays, {"licences": dict(licences.most_common()), "cleaning": cleaning, "masked": dict(masked)}
+    with open(path, "wb") as file, progress:
+        cut = batches(documents, cfg.max_mb)
+        for batch in parallel(examine_batch, cut, remember, (cfg, benchmark)):
+            for group, names, examined in batch:
+                count("read", examined.size)
+                progress.update(examined.size)
+                rule = examined.rule or duplicate(table, examined.keys)
+                if rule:
+                    count(rule, examined.size)
+                    continue
+                count("kept", len(examined.text))
+                file.write(examined.text)
+                groups.append(group)
+                texts.append(int(examined.keys[0]))
+                lengths.append(len(examined.text))
+                masked += examined.masked
+                licences.update(names or ["not told"])
+    spool = Spool(path, *(np.array(a, np.uint64) for a in (groups, texts, lengths)))
+    report = {"licences": dict(licences.most_common()), "cleaning": cleaning}
+    return spool, report | {"masked": dict(masked)}
 
 
-def duplicate(table, keys):
-    """The rule that drops a document whose sketch shares a key with an earlier one's, or None, and then remember it.
+def duplicate(table: np.ndarray, keys: np.ndarray) -> str | None:
+    """The rule that drops a document because its sketch shares a key with an earlier one. If there
+    is none, the table gets its keys.
 
-    The table has one slot for each of 2^25 values of a key, and keeps 32 more bits of the key there, so memory is fixed
-    (128 MB), a different text is next to never taken for a duplicate, and with some million documents old ones are
-    forgotten bit by bit, where a Bloom filter would fill up and drop everything."""
-    slots, marks = keys & np.uint64(len(table) - 1), (keys >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+    Each of the table's 2^25 slots (128 MB) belongs to one value of a key's lower bits and holds 32
+    more bits of the last key that came there. So memory is fixed, and two different texts are
+    practically never taken for duplicates. With millions of documents, old ones are gradually
+    forgotten, where a Bloom filter would fill up and drop everything."""
+    slots = keys & np.uint64(len(table) - 1)
+    marks = (keys >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
     same = table[slots] == marks
     if same.any():
         return "exact duplicate" if same[0] else "near duplicate"
     table[slots] = marks
+    return None
 
 
-def batches(documents, max_mb):
-    """Lists of Documents of about BATCH bytes, until max_mb is reached."""
+def batches(documents: Iterable[Document], max_mb: float) -> Iterator[list[Document]]:
+    """Lists of documents of about BATCH bytes, until max_mb is reached."""
     batch, size, left = [], 0, max_mb * 1e6 or float("inf")
     for document in documents:
         batch.append(document)
         text = document.text
-        added = len(text) if isinstance(text, str) else text.stat().st_size if text.exists() else 0
+        if isinstance(text, str):
+            added = len(text)
+        else:
+            added = text.stat().st_size if text.exists() else 0
         size, left = size + added, left - added
         if size >= BATCH or left <= 0:
             yield batch
@@ -302,64 +405,79 @@ def batches(documents, max_mb):
 
 
 def remember(*values):
-    global remembered  # in a worker process: what is the same for all its batches
+    """Keep, in a worker process, what is the same for all of its batches."""
+    global remembered
     remembered = values
 
 
-def examine_batch(batch):
+def examine_batch(batch: list[Document]) -> list[tuple[int, list[str] | None, Examined]]:
+    """The hash of its group, the licences, and the result of cleaning, of each document."""
     cfg, benchmark = remembered
     return [(seeded(cfg.seed, d.group), d.licences, examine(d, cfg, benchmark)) for d in batch]
 
 
-def train_tokenizer(folder, spool, lengths, order, cfg):
-    """A BPE from a random sample of the train split. order: 0 for val documents, else what to sort by for the sample.
+def hold_out(spool: Spool, val_fraction: float) -> tuple[np.ndarray, str]:
+    """Which documents make the val split (bool), and what was kept together. Ends the script if
+    there are too few."""
+    is_val = choose_val(spool.groups, spool.lengths, val_fraction)
+    if is_val is not None:
+        return is_val, "repository or package"
+    is_val = choose_val(spool.texts, spool.lengths, val_fraction)
+    if is_val is not None:
+        return is_val, "file, as there are too few repositories or packages"
+    left = f"{len(spool.lengths):,} documents ({spool.lengths.sum() / 1e6:.2f} MB)"
+    die(f"{left} are left after cleaning: too few for a train and a val split; give more code")
 
-    It is trained in a process of its own: its memory is given back, and Ctrl-C need not wait for it."""
+
+def train_tokenizer(folder: Path, spool: Spool, is_val: np.ndarray, cfg) -> Tokenizer:
+    """A BPE trained on a random sample of the train split.
+
+    It is trained in another process, so its memory is freed and Ctrl-C does not wait for it."""
+    order = np.where(is_val, 0, spool.texts)  # a hash, so random; 0: not in the train split
     ranked = np.argsort(order)
     ranked = ranked[order[ranked] > 0]
-    chosen = np.sort(ranked[: np.searchsorted(np.cumsum(lengths[ranked]), SAMPLE) + 1])
-    offsets = np.cumsum(lengths) - lengths
-    print(f"training a BPE of {cfg.vocab_size:,} tokens on {lengths[chosen].sum() / 1e6:.1f} MB ...", file=sys.stderr)
-    job = (folder, spool, list(zip(offsets[chosen].tolist(), lengths[chosen].tolist())), cfg.vocab_size, cfg.pattern)
-    list(parallel(train_and_save, [job], workers=1))
-    return tokenizer.load(folder)
+    enough = np.searchsorted(np.cumsum(spool.lengths[ranked]), SAMPLE) + 1
+    chosen = np.sort(ranked[:enough])
+    offsets, lengths = spool.offsets()[chosen], spool.lengths[chosen]
+    size = f"{lengths.sum() / 1e6:.1f} MB"
+    print(f"training a BPE of {cfg.vocab_size:,} tokens on {size} ...", file=sys.stderr)
+    places = list(zip(offsets.tolist(), lengths.tolist()))
+    pattern = tokenization.PATTERNS[cfg.pattern]
+    train = functools.partial(train_and_save, folder, spool.path, cfg.vocab_size, pattern)
+    list(parallel(train, [places], workers=1))
+    return tokenization.load(folder)
 
 
-def train_and_save(job):
-    folder, spool, places, vocab_size, pattern = job
-    tokenizer.train_bpe(read_spool(spool, places), vocab_size, pattern=tokenizer.PATTERNS[pattern]).save(folder)
+def train_and_save(folder: Path, path: Path, vocab_size: int, pattern: str, places: list):
+    tokenization.train_bpe(read_spool(path, places), vocab_size, pattern).save(folder)
 
 
-def read_spool(spool, places):
-    with open(spool, "rb") as file:
-        for offset, length in places:
-            file.seek(offset)
-            yield file.read(length).decode()
-
-
-def encode_spool(folder, spool, lengths, is_val):
-    """Items for `write_dataset`: all of train, then all of val, in the order of the spool."""
-    offsets = np.cumsum(lengths) - lengths
+def encode_spool(folder: Path, spool: Spool, is_val: np.ndarray) -> Iterator[Encoded]:
+    """All of train, then all of val, in the order of the spool."""
+    offsets, lengths = spool.offsets(), spool.lengths
     jobs = []
-    for split, rows in (("train", np.flatnonzero(~is_val)), ("val", np.flatnonzero(is_val))):
+    for name, rows in (("train", np.flatnonzero(~is_val)), ("val", np.flatnonzero(is_val))):
         cuts = np.flatnonzero(np.diff(np.cumsum(lengths[rows]) // BATCH)) + 1
-        jobs += [(split, offsets[part], lengths[part]) for part in np.split(rows, cuts)]
-    with tqdm(total=int(lengths.sum()), unit="B", unit_scale=True, desc="encoding", disable=None) as progress:
-        for item in parallel(encode_batch, jobs, start_encoder, (folder, spool)):
-            progress.update(item[3])
-            yield item
+        jobs += [(name, offsets[part], lengths[part]) for part in np.split(rows, cuts)]
+    total = int(lengths.sum())
+    progress = tqdm(total=total, unit="B", unit_scale=True, desc="encoding", disable=None)
+    with progress:
+        for encoded in parallel(encode_batch, jobs, start_encoder, (folder, spool.path)):
+            progress.update(encoded.size)
+            yield encoded
 
 
-def start_encoder(folder, spool):
-    remember(tokenizer.load(folder), spool)
+def start_encoder(folder: Path, path: Path):
+    remember(tokenization.load(folder), path)
 
 
-def encode_batch(job):
-    """One batch of documents, each followed by the end-of-text token."""
-    tok, spool = remembered
-    split, offsets, lengths = job
+def encode_batch(job: tuple[str, np.ndarray, np.ndarray]) -> Encoded:
+    """Documents, given by their offsets and lengths in the spool, each followed by the end-of-text
+    token."""
+    tok, path = remembered
+    name, offsets, lengths = job
     end = [] if tok.eot is None else [tok.eot]
     pieces = []
-    for text in read_spool(spool, zip(offsets.tolist(), lengths.tolist())):
+    for text in read_spool(path, zip(offsets.tolist(), lengths.tolist())):
         pieces += [tok.encode_numpy(text), np.array(end, np.uint16)]
-    return split, np.concatenate(pieces), len(offsets), int(lengths.sum())
+    return Encoded(name, np.concatenate(pieces), len(offsets), int(lengths.sum()))

@@ -1,4 +1,5 @@
-"""prepare/: from source files to bin files, run as a person runs it, on real code in temporary folders."""
+"""prepare/: from source files to bin files, run as a person runs it, on real code in temporary
+folders."""
 
 import base64
 import gzip
@@ -6,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +19,13 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "prepare"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import clean
-import sources
-from parts import tokenizer
 from conftest import run
+
+from parts import data
+from parts import tokenizer as tokenization
+from prepare import clean, sources
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 SMALL = ("--vocab_size=600", "--val_fraction=0.2")
@@ -31,7 +34,8 @@ LICENSED = {"max_stars_repo_licenses": ["MIT"], "max_stars_count": 50}
 
 def library(*names):
     """Text of each Python file of some packages of the standard library."""
-    paths = [path for name in names for path in sorted((STDLIB / name).glob("*.py")) if path.stat().st_size > 500]
+    paths = [path for name in names for path in sorted((STDLIB / name).glob("*.py"))]
+    paths = [path for path in paths if path.stat().st_size > 500]
     return {path.relative_to(STDLIB).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -44,7 +48,7 @@ def write(folder, files):
 
 def documents(dataset):
     """split -> the texts in its bin file."""
-    tok, found = tokenizer.load(dataset), {}
+    tok, found = tokenization.load(dataset), {}
     for split in ("train", "val"):
         ids = np.fromfile(dataset / f"{split}.bin", "<u2")
         ends = np.flatnonzero(ids == tok.eot) + 1
@@ -54,33 +58,49 @@ def documents(dataset):
 
 
 def digest(dataset):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(dataset.iterdir())}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(dataset.iterdir())
+    }
 
 
 def code(repository, number, name="content"):
     """A row of different, real-looking code for each number."""
     rnd = random.Random(number)
-    lines = [f"def step_{rnd.randrange(10**6)}(value, other):\n    return value * {rnd.randrange(10**6)} + "
-             f"other.part_{rnd.randrange(10**6)}\n" for _ in range(12)]
-    return {name: "\n".join(lines), "max_stars_repo_name": repository, "max_stars_repo_path": f"f{number}.py"}
+    lines = [
+        f"def step_{rnd.randrange(10**6)}(value, other):\n"
+        f"    return value * {rnd.randrange(10**6)} + other.part_{rnd.randrange(10**6)}\n"
+        for _ in range(12)
+    ]
+    return {
+        name: "\n".join(lines),
+        "max_stars_repo_name": repository,
+        "max_stars_repo_path": f"f{number}.py",
+    }
 
 
-# Tiny Shakespeare
+# --- tiny Shakespeare -----------------------------------------------------------------------------
 
-@pytest.mark.skipif("NANONEOX_DATA" not in os.environ, reason="NANONEOX_DATA names no folder with tinyshakespeare.txt")
+
+@pytest.mark.skipif(
+    "NANONEOX_DATA" not in os.environ,
+    reason="NANONEOX_DATA names no folder with tinyshakespeare.txt",
+)
 def test_tiny_shakespeare_has_the_known_counts(tmp_path):
     file = Path(os.environ["NANONEOX_DATA"], "tinyshakespeare.txt")
     run("prepare/shakespeare.py", f"--file={file}", f"--out={tmp_path / 's'}")
     meta = json.loads((tmp_path / "s/meta.json").read_text())
-    assert (meta["vocab_size"], meta["train"]["tokens"], meta["val"]["tokens"]) == (65, 1_003_854, 111_540)
+    assert meta["vocab_size"] == 65
+    assert (meta["train"]["tokens"], meta["val"]["tokens"]) == (1_003_854, 111_540)
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_a_text_is_split_at_nine_tenths_and_comes_back(tmp_path, kind):
     text = (STDLIB / "argparse.py").read_text() + "Wörter\n"
-    run("prepare/shakespeare.py", f"--file={write(tmp_path, {'t.txt': text}) / 't.txt'}", f"--out={tmp_path / 's'}",
-        f"--tokenizer={kind}", "--vocab_size=500")
-    tok, cut = tokenizer.load(tmp_path / "s"), int(0.9 * len(text))
+    write(tmp_path, {"t.txt": text})
+    files = f"--file={tmp_path / 't.txt'}", f"--out={tmp_path / 's'}"
+    run("prepare/shakespeare.py", *files, f"--tokenizer={kind}", "--vocab_size=500")
+    tok, cut = tokenization.load(tmp_path / "s"), int(0.9 * len(text))
     meta = json.loads((tmp_path / "s/meta.json").read_text())
     for split, part in ("train", text[:cut]), ("val", text[cut:]):
         ids = np.fromfile(tmp_path / f"s/{split}.bin", "<u2")
@@ -88,7 +108,8 @@ def test_a_text_is_split_at_nine_tenths_and_comes_back(tmp_path, kind):
         assert (meta[split]["tokens"], meta[split]["bytes"]) == (len(ids), len(part.encode()))
 
 
-# Python code
+# --- Python code ----------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def python_set(tmp_path_factory):
@@ -112,9 +133,9 @@ def python_set(tmp_path_factory):
         "x/digits.py": "\n".join(f"values = {rnd.randrange(10**11, 10**12)}" for _ in range(50)),
         "x/table.py": "PICTURE = (\n" + table + "\n)\n",
         "x/copy.py": original.replace("    ", "\t").replace("\n", "\r\n"),
-        "x/header.py": "# Copyright 2024 somebody else\n# All rights reserved\n" + real["json/encoder.py"],
+        "x/header.py": "# Copyright 2024\n# All rights reserved\n" + real["json/encoder.py"],
         "x/edited.py": "\n".join(changed),
-        "x/secrets.py": '''\
+        "x/secrets.py": """\
 import client
 
 AWS = "AKIAIOSFODNN7EXAMPLE"
@@ -128,7 +149,7 @@ product = left@right.grad + clone("git@github.com:owner/name.git")
 @client.com.register
 def connect(mode="plain"):
     return client.connect(config, mode)
-''',
+""",
     }
     write(tmp / "src", {**real, **planted})
     done = run("prepare/python.py", f"--path={tmp / 'src'}", f"--out={tmp / 'set'}", *SMALL)
@@ -139,51 +160,111 @@ def test_the_bins_hold_the_cleaned_documents_and_meta_counts_them(python_set):
     tmp, real, done, meta = python_set
     found = documents(tmp / "set")
     whole = {clean.mask(text.strip("\n") + "\n")[0] for text in real.values()}
-    copies = {clean.mask(real[name].strip("\n") + "\n")[0] for name in ("json/decoder.py", "json/encoder.py")}
+    copied = [real[name] for name in ("json/decoder.py", "json/encoder.py")]
+    copies = {clean.mask(text.strip("\n") + "\n")[0] for text in copied}
     kept = {text for texts in found.values() for text in texts}
-    assert whole - copies <= kept and len(kept - whole) <= 3  # of two near copies, either may be the one that stays
+    # Of two near copies, either may be the one that stays.
+    assert whole - copies <= kept and len(kept - whole) <= 3
     for split, texts in found.items():
-        assert meta[split]["documents"] == len(texts) and meta[split]["bytes"] == sum(len(t.encode()) for t in texts)
-        data = (tmp / f"set/{split}.bin").read_bytes()
-        assert meta[split]["sha256"] == hashlib.sha256(data).hexdigest() and meta[split]["tokens"] == len(data) / 2
-    assert meta["tokenizer"] == {"kind": "bpe", "file": "tokenizer.json"} and meta["vocab_size"] == 600
+        assert meta[split]["documents"] == len(texts)
+        assert meta[split]["bytes"] == sum(len(text.encode()) for text in texts)
+        content = (tmp / f"set/{split}.bin").read_bytes()
+        assert meta[split]["sha256"] == hashlib.sha256(content).hexdigest()
+        assert meta[split]["tokens"] == len(content) / 2
+        assert meta[split]["max_id"] == np.frombuffer(content, "<u2").max()
+    assert meta["tokenizer"] == {"kind": "bpe", "file": "tokenizer.json"}
+    assert meta["vocab_size"] == 600
     assert "bytes per token" in done.stdout and "python train.py" in done.stdout
+
+
+def test_training_reads_the_largest_id_from_meta_and_the_bins_only_without_it(
+    python_set, tmp_path, monkeypatch
+):
+    folder = tmp_path / "set"
+    shutil.copytree(python_set[0] / "set", folder)
+    read, largest = [], np.memmap.max
+
+    def max_of_file(tokens):
+        read.append(Path(tokens.filename).name)
+        return largest(tokens)
+
+    monkeypatch.setattr(np.memmap, "max", max_of_file)
+    data.Dataset(str(folder), block_size=64)
+    assert read == []
+
+    # A file that was changed since is read.
+    with open(folder / "val.bin", "ab") as file:
+        file.write(np.array([599], "<u2").tobytes())
+    data.Dataset(str(folder), block_size=64)
+    assert read == ["val.bin"]
+
+    # Earlier versions recorded no largest id.
+    meta = json.loads((folder / "meta.json").read_text())
+    for split in ("train", "val"):
+        del meta[split]["max_id"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    read.clear()
+    data.Dataset(str(folder), block_size=64)
+    assert read == ["train.bin", "val.bin"]
 
 
 def test_each_rule_drops_the_file_that_was_planted_for_it(python_set):
     count = {rule: numbers["documents"] for rule, numbers in python_set[3]["cleaning"].items()}
-    dropped = {"not UTF-8, or binary": 2, "under 100 characters": 1, "over 1 MB": 1, "generated": 2, "long lines": 1,
-               "average line over 100": 1, "letters under 25 %": 1, "digits over 40 %": 1, "data table": 1,
-               "exact duplicate": 1, "near duplicate": 2}
+    dropped = {
+        "not UTF-8, or binary": 2,
+        "under 100 characters": 1,
+        "over 1 MB": 1,
+        "generated": 2,
+        "long lines": 1,
+        "average line over 100": 1,
+        "letters under 25 %": 1,
+        "digits over 40 %": 1,
+        "data table": 1,
+        "exact duplicate": 1,
+        "near duplicate": 2,
+    }
     assert {rule: count[rule] for rule in dropped} == dropped
     assert count["read"] == sum(dropped.values()) + count["kept"]
 
 
 def test_secrets_and_addresses_are_masked_and_other_text_is_not(python_set):
     tmp, _, _, meta = python_set
-    text = next(t for texts in documents(tmp / "set").values() for t in texts if "import client" in t)
+    kept = [text for texts in documents(tmp / "set").values() for text in texts]
+    text = next(text for text in kept if "import client" in text)
     for secret in ("AKIA", "ghp_", "AIza", "9f8Gk2", "jane.doe"):
         assert secret not in text
-    for harmless in ("correct-horse-battery", "left@right.grad", "git@github.com", "@client.com.register"):
+    for harmless in ("correct-horse-battery", "left@right.grad", "git@github.com"):
         assert harmless in text
-    assert {"AWS key", "GitHub token", "Google key", "assigned secret", "e-mail address"} <= meta["masked"].keys()
+    assert "@client.com.register" in text
+    kinds = {"AWS key", "GitHub token", "Google key", "assigned secret", "e-mail address"}
+    assert kinds <= meta["masked"].keys()
 
 
 def test_near_duplicates_are_found_and_different_files_are_kept():
-    texts = [text for text in library("email", "json", "asyncio", "unittest", "http").values() if len(text) > 3000]
+    library_texts = library("email", "json", "asyncio", "unittest", "http").values()
+    texts = [text for text in library_texts if len(text) > 3000]
     rnd = random.Random(1)
 
     def keys(text):
         squeezed = clean.squeeze(text.encode())
         return clean.sketch(squeezed, np.sort(clean.windows(squeezed)[1]))
 
+    def with_header(text):
+        return "# A new licence\n" * 3 + text
+
+    def renamed(text):
+        return text.replace("value", "number")
+
     def edited(text):
-        return "\n".join(line if rnd.random() > 0.03 else f"changed_{rnd.random()}" for line in text.split("\n"))
+        lines = text.split("\n")
+        return "\n".join(
+            line if rnd.random() > 0.03 else f"changed_{rnd.random()}" for line in lines
+        )
 
     sketches = [keys(text) for text in texts]
-    edits = (lambda t: "# A new licence\n" * 3 + t), (lambda t: t.replace("value", "number")), edited
-    for edit, least in zip(edits, (0.98, 0.9, 0.9)):
-        assert np.mean([(keys(edit(text)) == known).any() for text, known in zip(texts, sketches)]) >= least
+    for edit, least in (with_header, 0.98), (renamed, 0.9), (edited, 0.9):
+        found = [(keys(edit(text)) == known).any() for text, known in zip(texts, sketches)]
+        assert np.mean(found) >= least
     pairs = [(a == b).any() for i, a in enumerate(sketches) for b in sketches[:i]]
     assert sum(pairs) <= 1
 
@@ -191,8 +272,10 @@ def test_near_duplicates_are_found_and_different_files_are_kept():
 def test_no_repository_is_in_both_splits_and_a_huge_one_does_not_starve_val(tmp_path):
     rows = [code("huge/one" if i % 2 else f"owner/r{i % 60}", i) for i in range(400)]
     write(tmp_path, {"a.jsonl": "\n".join(json.dumps({**row, **LICENSED}) for row in rows)})
-    run("prepare/python.py", f"--file={tmp_path / 'a.jsonl'}", f"--out={tmp_path / 'set'}", "--vocab_size=600")
-    found, owner = documents(tmp_path / "set"), {row["content"].strip(): row["max_stars_repo_name"] for row in rows}
+    files = f"--file={tmp_path / 'a.jsonl'}", f"--out={tmp_path / 'set'}"
+    run("prepare/python.py", *files, "--vocab_size=600")
+    found = documents(tmp_path / "set")
+    owner = {row["content"].strip(): row["max_stars_repo_name"] for row in rows}
     split = {name: {owner[text.strip()] for text in texts} for name, texts in found.items()}
     assert not split["train"] & split["val"] and len(split["val"]) > 1
     assert 0.03 < len(found["val"]) / len(rows) < 0.07
@@ -210,41 +293,60 @@ def test_the_same_input_gives_the_same_bytes_and_max_mb_takes_a_part(tmp_path):
 
 
 def test_benchmark_problems_are_left_out(tmp_path):
+    prompt = """from typing import List
+
+
+def has_pair(numbers: List[int], goal: int) -> bool:
+    \""" Whether two of the numbers add up to the goal.
+    >>> has_pair([1, 2], 3)
+    True
+    \"""
+"""
+    solution = """    seen = set()
+    for number in numbers:
+        if goal - number in seen:
+            return True
+        seen.add(number)
+    return False
+"""
+    short = 'def double(x: int):\n    """Twice the value."""\n'
     rows = [
-        {"task_id": "T/0", "prompt": 'from typing import List\n\n\ndef has_pair(numbers: List[int], goal: int) -> bool:'
-         '\n    """ Whether two of the numbers add up to the goal.\n    >>> has_pair([1, 2], 3)\n    True\n    """\n',
-         "canonical_solution": "    seen = set()\n    for number in numbers:\n        if goal - number in seen:\n"
-                               "            return True\n        seen.add(number)\n    return False\n"},
-        {"task_id": "T/1", "prompt": 'def double(x: int):\n    """Twice the value."""\n',
-         "canonical_solution": "    return 2 * x\n"},
+        {"task_id": "T/0", "prompt": prompt, "canonical_solution": solution},
+        {"task_id": "T/1", "prompt": short, "canonical_solution": "    return 2 * x\n"},
     ]
     with gzip.open(tmp_path / "bench.jsonl.gz", "wt") as file:
         file.write("\n".join(map(json.dumps, rows)))
     real = library("email", "json", "asyncio")
     texts = list(real.values())
     leaks = {
-        "x/prompt.py": texts[3] + rows[0]["prompt"].split("\n\n\n")[1].replace("    ", "\t") + "\tpass\n",
-        "x/solution.py": texts[9] + "def other(numbers, goal):\n" + rows[0]["canonical_solution"],
+        "x/prompt.py": texts[3] + prompt.split("\n\n\n")[1].replace("    ", "\t") + "\tpass\n",
+        "x/solution.py": texts[9] + "def other(numbers, goal):\n" + solution,
         "x/short.py": "def double(x: int):\n    return 2 * x\n\n\n" + texts[15],
     }
     fair = {"x/fair.py": "def half(y):\n    y = y + 1\n    return 2 * x\n" + texts[21][::-1]}
-    others = {name: text for name, text in real.items() if text not in (texts[3], texts[9], texts[15])}
+    used = (texts[3], texts[9], texts[15])
+    others = {name: text for name, text in real.items() if text not in used}
     source = write(tmp_path / "src", {**others, **leaks, **fair})
-    run("prepare/python.py", f"--path={source}", f"--out={tmp_path / 'set'}", *SMALL,
-        f"--decontaminate={tmp_path / 'bench.jsonl.gz'}")
-    assert json.loads((tmp_path / "set/meta.json").read_text())["cleaning"]["benchmark"]["documents"] == len(leaks)
+    folders = f"--path={source}", f"--out={tmp_path / 'set'}"
+    benchmark = f"--decontaminate={tmp_path / 'bench.jsonl.gz'}"
+    run("prepare/python.py", *folders, *SMALL, benchmark)
+    meta = json.loads((tmp_path / "set/meta.json").read_text())
+    assert meta["cleaning"]["benchmark"]["documents"] == len(leaks)
     kept = "".join(text for texts in documents(tmp_path / "set").values() for text in texts)
     assert "has_pair" not in kept and "def double" not in kept and "def half" in kept
 
 
-# Hub columns, and Go
+# --- hub columns, and Go --------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "parquet"])
 def test_go_rows_are_filtered_by_stars_licence_and_origin(tmp_path, kind):
     rows = []
     for i in range(90):
-        row = {**code(f"{'bad' if i % 9 == 0 else 'good'}/r{i % 30}", i), "max_stars_count": i if i % 10 else None}
-        rows.append({**row, "max_stars_repo_licenses": [["MIT"], ["GPL-3.0"], ["Apache-2.0", "MIT"]][i % 3]})
+        row = code(f"{'bad' if i % 9 == 0 else 'good'}/r{i % 30}", i)
+        row["max_stars_count"] = i if i % 10 else None
+        row["max_stars_repo_licenses"] = [["MIT"], ["GPL-3.0"], ["Apache-2.0", "MIT"]][i % 3]
+        rows.append(row)
     path = tmp_path / f"rows.{kind}"
     if kind == "parquet":
         pa = pytest.importorskip("pyarrow")
@@ -252,19 +354,33 @@ def test_go_rows_are_filtered_by_stars_licence_and_origin(tmp_path, kind):
     else:
         with gzip.open(path, "wt") as file:
             file.write("\n".join(map(json.dumps, rows)))
-    run("prepare/go.py", f"--file={tmp_path}/*.{kind}", f"--out={tmp_path / 'set'}", *SMALL, "--min_stars=20",
-        "--origin=good")
+    files = f"--file={tmp_path}/*.{kind}", f"--out={tmp_path / 'set'}"
+    run("prepare/go.py", *files, *SMALL, "--min_stars=20", "--origin=good")
     kept = {text.strip() for texts in documents(tmp_path / "set").values() for text in texts}
-    assert kept == {row["content"].strip() for i, row in enumerate(rows)
-                    if i % 3 != 1 and i % 9 and (i % 10 == 0 or i >= 20)}
-    assert set(json.loads((tmp_path / "set/meta.json").read_text())["licences"]) == {"MIT", "Apache-2.0"}
+    assert kept == {
+        row["content"].strip()
+        for i, row in enumerate(rows)
+        if i % 3 != 1 and i % 9 and (i % 10 == 0 or i >= 20)
+    }
+    meta = json.loads((tmp_path / "set/meta.json").read_text())
+    assert set(meta["licences"]) == {"MIT", "Apache-2.0"}
 
 
 def test_codesearchnet_columns_are_read(tmp_path):
-    rows = [{"repository_name": f"o/r{i % 20}", "func_path_in_repository": f"a/{i}.py", "func_name": "f",
-             "language": "-", "func_code_string": code("", i)["content"], "whole_func_string": "-"} for i in range(60)]
+    rows = [
+        {
+            "repository_name": f"o/r{i % 20}",
+            "func_path_in_repository": f"a/{i}.py",
+            "func_name": "f",
+            "language": "-",
+            "func_code_string": code("", i)["content"],
+            "whole_func_string": "-",
+        }
+        for i in range(60)
+    ]
     write(tmp_path, {"csn.jsonl": "\n".join(map(json.dumps, rows))})
-    run("prepare/python.py", f"--file={tmp_path / 'csn.jsonl'}", f"--out={tmp_path / 'set'}", *SMALL)
+    files = f"--file={tmp_path / 'csn.jsonl'}", f"--out={tmp_path / 'set'}"
+    run("prepare/python.py", *files, *SMALL)
     kept = {text.strip() for texts in documents(tmp_path / "set").values() for text in texts}
     assert kept == {row["func_code_string"].strip() for row in rows}
 
@@ -274,76 +390,106 @@ def test_the_hub_loader_streams_the_columns_that_it_asks_for(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "data/python").mkdir(parents=True)
     rows = [{**code(f"o/r{i}", i), **LICENSED, "size": 1} for i in range(5)]
-    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "data/python/data-00000-of-00001.parquet")
-    columns = ["content", "max_stars_repo_path", "max_stars_repo_name", "max_stars_repo_licenses", "max_stars_count"]
+    file = tmp_path / "data/python/data-00000-of-00001.parquet"
+    parquet.write_table(pa.Table.from_pylist(rows), file)
+    columns = [name for name in rows[0] if name != "size"]
     found = list(sources.hub_documents(path=str(tmp_path), data_dir="data/python", columns=columns))
     assert [d.text for d in found] == [row["content"] for row in rows]
     assert found[0][1:] == ("f0.py", "o/r0", ["MIT"], 50)
 
 
-# Interruptions and mistakes
+# --- interruptions and mistakes -------------------------------------------------------------------
+
 
 def test_an_interruption_leaves_the_old_set_or_none(tmp_path):
-    source, data = write(tmp_path / "src", library("json", "email", "asyncio", "unittest")), tmp_path / "data"
-    command = [sys.executable, str(ROOT / "prepare/python.py"), f"--path={source}", f"--out={data / 'set'}"]
+    source = write(tmp_path / "src", library("json", "email", "asyncio", "unittest"))
+    folder = tmp_path / "data"
+    arguments = [f"--path={source}", f"--out={folder / 'set'}"]
+    command = [sys.executable, str(ROOT / "prepare/python.py"), *arguments]
 
-    def interrupted(name, delay):
-        """Start, wait, send the signal: to the workers too, as a terminal does, but for SIGKILL."""
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                   start_new_session=True)
+    def interrupted(number, delay):
+        """Start, wait, and send the signal: to the workers too, as a terminal does, except for
+        SIGKILL."""
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         started = time.time()
-        while not data.exists() or not any(".partial" in entry for entry in os.listdir(data)):
+        while not folder.exists() or not any(".partial" in entry for entry in os.listdir(folder)):
             assert process.poll() is None and time.time() < started + 30
             time.sleep(0.01)
         time.sleep(delay)
-        if process.poll() is None:
-            process.kill() if name == signal.SIGKILL else os.killpg(process.pid, name)
-            _, error = process.communicate(timeout=30)
-            ended_first = delay >= 0.6 and process.returncode == 0  # in the moment before the signal came
-            assert ended_first or process.returncode == (-9 if name == signal.SIGKILL else 130), error
-            assert "Traceback" not in error
+        if process.poll() is not None:
+            return
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)
+        _, error = process.communicate(timeout=30)
+        expected = -9 if number == signal.SIGKILL else 130
+        ended_first = delay >= 0.6 and process.returncode == 0  # just before the signal came
+        assert ended_first or process.returncode == expected, error
+        assert "Traceback" not in error
+        if process.returncode == 130:
+            assert error.splitlines()[-1] == "interrupted; nothing half-made is left behind"
 
     interrupted(signal.SIGINT, 0.3)
-    assert os.listdir(data) == []
+    assert os.listdir(folder) == []
     interrupted(signal.SIGKILL, 0.3)
-    assert not (data / "set").exists()
-    run(*["prepare/python.py", *command[2:], *SMALL])
-    assert os.listdir(data) == ["set"]  # what the killed run left is gone
-    old = digest(data / "set")
-    for name, delay in (signal.SIGINT, 0.0), (signal.SIGTERM, 0.6), (signal.SIGINT, 0.9), (signal.SIGKILL, 0.6):
-        interrupted(name, delay)
-        if json.loads((data / "set/meta.json").read_text())["vocab_size"] == 600:  # else it was done before the signal
-            assert digest(data / "set") == old
-        assert name == signal.SIGKILL or os.listdir(data) == ["set"]
+    assert not (folder / "set").exists()
+    run("prepare/python.py", *arguments, *SMALL)
+    assert os.listdir(folder) == ["set"]  # what the killed run left is gone
+    old = digest(folder / "set")
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+    for number, delay in zip(numbers, (0.0, 0.6, 0.9, 0.6)):
+        interrupted(number, delay)
+        meta = json.loads((folder / "set/meta.json").read_text())
+        if meta["vocab_size"] == 600:  # otherwise it was done before the signal came
+            assert digest(folder / "set") == old
+        assert number == signal.SIGKILL or os.listdir(folder) == ["set"]
 
 
-@pytest.mark.parametrize("script, arguments, says", [
+ONE = "--path={tmp}/one"
+MISTAKES = [  # script, arguments, a part of the line that must be printed
     ("python.py", ["--path={tmp}/nowhere"], "nowhere"),
     ("python.py", ["--path={tmp}/empty"], "*.py"),
-    ("python.py", ["--path={tmp}/one"], "too few"),
+    ("python.py", [ONE], "too few"),
     ("python.py", ["--source=web"], "codesearchnet"),
     ("python.py", ["--file={tmp}/none.jsonl"], "none.jsonl"),
     ("python.py", ["--file={tmp}/columns.jsonl"], "content"),
     ("python.py", ["--file={tmp}/broken.jsonl"], "broken.jsonl"),
     ("python.py", ["--file={tmp}/broken.parquet"], "broken.parquet"),
-    ("python.py", ["--path={tmp}/one", "--vocab_size=100000"], "65536"),
-    ("python.py", ["--path={tmp}/one", "--tokenizer={tmp}/nothing"], "nothing"),
-    ("python.py", ["--path={tmp}/one", "--decontaminate={tmp}/columns.jsonl"], "canonical_solution"),
-    ("python.py", ["--path={tmp}/one", "--out={tmp}"], "choose another --out"),
-    ("python.py", ["--path={tmp}/one", "--val_fraction=0.9"], "val_fraction"),
+    ("python.py", [ONE, "--vocab_size=100000"], "65536"),
+    ("python.py", [ONE, "--tokenizer={tmp}/nothing"], "nothing"),
+    ("python.py", [ONE, "--decontaminate={tmp}/columns.jsonl"], "canonical_solution"),
+    ("python.py", [ONE, "--out={tmp}"], "choose another --out"),
+    ("python.py", [ONE, "--val_fraction=0.9"], "val_fraction"),
     ("python.py", ["--sorce=local"], "source"),
     ("go.py", ["--source=local"], "--path"),
     ("shakespeare.py", ["--file={tmp}/none.txt"], "none.txt"),
     ("shakespeare.py", [], "--file"),
-])
+]
+
+
+@pytest.mark.parametrize("script, arguments, says", MISTAKES)
 def test_a_mistake_gets_one_line(tmp_path, monkeypatch, script, arguments, says):
-    write(tmp_path, {"one/a.py": library("json")["json/decoder.py"], "columns.jsonl": '{"body": "x"}\n',
-                     "broken.jsonl": '{"a": \n', "broken.parquet": "no"})
+    files = {
+        "one/a.py": library("json")["json/decoder.py"],
+        "columns.jsonl": '{"body": "x"}\n',
+        "broken.jsonl": '{"a": \n',
+        "broken.parquet": "no",
+    }
+    write(tmp_path, files)
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path))  # no go
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    out = [] if any("--out" in argument for argument in arguments) else [f"--out={tmp_path / 'set'}"]
-    done = run(f"prepare/{script}", *arguments, *out, ok=False)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and says in done.stderr, done.stderr
+    if not any("--out" in argument for argument in arguments):
+        arguments.append(f"--out={tmp_path / 'set'}")
+    done = run(f"prepare/{script}", *arguments, ok=False)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and says in done.stderr, done.stderr
     assert not (tmp_path / "set").exists() and not list(tmp_path.glob(".set*"))

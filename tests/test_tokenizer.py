@@ -1,31 +1,48 @@
-"""A tokenizer trained, saved and loaded gives the same ids everywhere, and gives every text back."""
+"""A tokenizer gives the same ids trained, saved or loaded, and gives every text back."""
 
 import functools
 import itertools
 import json
 import os
 import random
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 import tokenizers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts import tokenizer as T
+from parts import tokenizer as tokenization
 
 STDLIB, PACKAGES = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib"))
 VOCAB = 2048
 PROMPT = "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|><|endoftext|>"
-NASTY = [  # odd whitespace, line ends, emoji, scripts, digits, controls, look-alikes of special tokens, very long runs
-    "", " ", "\n", "\r\n", "\r", "\t", "a\r\n\r\n\tb  \n   \n    c\x0b\x0c\x1c\x85\u2028\u00a0 \u3000x",
-    "    x = 1\n\ty\n", "👩‍👩‍👧 ok 🇫🇷!", "漢字とかな。 한국어", "e\u0301 ñ Straße ΑΒγδ ЖЖжж", "١٢٣ ४५ Ⅻ ½ 12345678",
-    "\x00\x01\x7f\ufeff\ufffe\U0010ffff", "don't I'LL we've", "__init__ _a a_ a__b self._x.y(z)[0]",
-    "<|endoftext|> <|fim_prefix|>", "= " * 300, "ab" * 999 + "\n",
-    *(c * 100_000 for c in " a\nA1=é漢\t\u0301"), " " * 100_000 + "x",
+# Odd whitespace, line ends, emoji, scripts, digits, control characters, look-alikes of special
+# tokens, and very long runs.
+NASTY = [
+    "",
+    " ",
+    "\n",
+    "\r\n",
+    "\r",
+    "\t",
+    "a\r\n\r\n\tb  \n   \n    c\x0b\x0c\x1c\x85\u2028\u00a0 \u3000x",
+    "    x = 1\n\ty\n",
+    "👩‍👩‍👧 ok 🇫🇷!",
+    "漢字とかな。 한국어",
+    "e\u0301 ñ Straße ΑΒγδ ЖЖжж",
+    "١٢٣ ४५ Ⅻ ½ 12345678",
+    "\x00\x01\x7f\ufeff\ufffe\U0010ffff",
+    "don't I'LL we've",
+    "__init__ _a a_ a__b self._x.y(z)[0]",
+    "<|endoftext|> <|fim_prefix|>",
+    "= " * 300,
+    "ab" * 999 + "\n",
+    *(c * 100_000 for c in " a\nA1=é漢\t\u0301"),
+    " " * 100_000 + "x",
 ]
 
 
@@ -42,7 +59,10 @@ def python_files(folder, count, seed=0):
 @pytest.fixture(scope="module")
 def trained():
     texts = python_files(STDLIB, 300)
-    return {name: T.train_bpe(texts, VOCAB, pattern) for name, pattern in T.PATTERNS.items()}
+    return {
+        name: tokenization.train_bpe(texts, VOCAB, pattern)
+        for name, pattern in tokenization.PATTERNS.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +76,25 @@ def pieces(bpe, text):
 
 def auto_tokenizer(folder):
     from transformers import AutoTokenizer
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))  # as beside a converted model
+
+    # As beside a converted model.
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
     return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name, files", [("code", 1000), ("gpt2", 100)])
-def test_bpe_gives_the_same_ids_through_tiktoken_tokenizers_and_transformers(trained, name, files, tmp_path):
+def test_bpe_gives_the_same_ids_through_tiktoken_tokenizers_and_transformers(
+    trained, name, files, tmp_path
+):
     ours = trained[name]
     ours.save(tmp_path)
-    loaded = T.load(tmp_path)
+    loaded = tokenization.load(tmp_path)
     assert loaded.kind == ours.kind == "bpe" and loaded.vocab_size == ours.vocab_size == VOCAB
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     theirs.encode_special_tokens = True
     auto = auto_tokenizer(tmp_path)
-    texts = python_files(STDLIB, files // 3, seed=1) + python_files(PACKAGES, files - files // 3) + NASTY
+    texts = python_files(STDLIB, files // 3, seed=1) + python_files(PACKAGES, files - files // 3)
+    texts += NASTY
     for text, expected in zip(texts, theirs.encode_batch_fast(texts)):
         ids = ours.encode(text)
         assert ids == expected.ids, text[:80]
@@ -81,99 +106,121 @@ def test_bpe_gives_the_same_ids_through_tiktoken_tokenizers_and_transformers(tra
     assert auto.eos_token_id == ours.eot == 0 and len(auto) == ours.vocab_size
 
 
-@pytest.mark.parametrize("name", T.PATTERNS)
+@pytest.mark.parametrize("name", tokenization.PATTERNS)
 @pytest.mark.parametrize("alphabet", ["a", "ab", "=-", " \na", "aA_"])
 def test_bpe_gives_the_same_ids_on_overlapping_repetitions(name, alphabet):
     rng = random.Random(0)
     texts = ["".join(rng.choices(alphabet, k=k)) for k in range(200)]
-    ours = T.train_bpe(texts[:60], 300, T.PATTERNS[name])
+    ours = tokenization.train_bpe(texts[:60], 300, tokenization.PATTERNS[name])
     theirs = tokenizers.Tokenizer.from_str(json.dumps(ours.data))
     assert [ours.encode(text) for text in texts] == [theirs.encode(text).ids for text in texts]
 
 
 def test_every_character_is_kept_by_both_patterns(trained):
-    text = "".join(f"{chr(c)}a " for c in itertools.chain(range(0xD800), range(0xE000, 0x110000, 9)))
+    characters = map(chr, itertools.chain(range(0xD800), range(0xE000, 0x110000, 9)))
+    text = "".join(f"{character}a " for character in characters)
     for ours in trained.values():
         ids = ours.encode(text)
         assert ours.decode(ids) == text and b"".join(map(ours.token_bytes, ids)) == text.encode()
         assert tokenizers.Tokenizer.from_str(json.dumps(ours.data)).encode(text).ids == ids
-        assert ours.decode(ours.encode_numpy("a\ud800")) == "a\ufffd"  # UTF-8 has no lone surrogates
+        # UTF-8 has no lone surrogates.
+        assert ours.decode(ours.encode_numpy("a\ud800")) == "a\ufffd"
 
 
 def test_code_is_split_as_promised(bpe):
-    assert pieces(bpe, "def f(self):\n        return self\n\n    x") == [
-        "def", " f", "(self", "):", "\n        ", "return", " self", "\n\n    ", "x"]
+    expected = ["def", " f", "(self", "):", "\n        ", "return", " self", "\n\n    ", "x"]
+    assert pieces(bpe, "def f(self):\n        return self\n\n    x") == expected
     assert pieces(bpe, "x = 2026") == ["x", " =", " 2", "0", "2", "6"]
-    splits = tokenizers.pre_tokenizers.Split(tokenizers.Regex(T.CODE_PATTERN), "isolated").pre_tokenize_str
-    assert [piece for piece, _ in splits("getHttpResponse HTTPServer max_new_tokens np.float32")] == [
-        "get", "Http", "Response", " HTTPServer", " max", "_new", "_tokens", " np", ".float", "3", "2"]
+    pattern = tokenizers.Regex(tokenization.CODE_PATTERN)
+    split = tokenizers.pre_tokenizers.Split(pattern, "isolated").pre_tokenize_str
+    names = [piece for piece, _ in split("getHttpResponse HTTPServer max_new_tokens np.float32")]
+    expected = "get|Http|Response| HTTPServer| max|_new|_tokens| np|.float|3|2"
+    assert names == expected.split("|")
 
 
 def test_special_tokens_are_text_in_documents_and_ids_in_prompts(bpe):
-    assert bpe.special == {T.ENDOFTEXT: 0, "<|fim_prefix|>": 1, "<|fim_middle|>": 2, "<|fim_suffix|>": 3}
+    names = [tokenization.ENDOFTEXT, "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+    assert bpe.special == {name: i for i, name in enumerate(names)}
     assert bpe.encode(PROMPT, special=True) == [1, *bpe.encode("a"), 3, *bpe.encode("b"), 2, 0]
     for ids in (bpe.encode(PROMPT), bpe.encode_numpy(PROMPT)):
         assert min(ids) > 3 and bpe.decode(ids) == PROMPT
     assert [bpe.token_bytes(i) for i in (0, 4, 259)] == [b"<|endoftext|>", b"\x00", b"\xff"]
-    assert bpe.encode_numpy("abc").dtype == np.uint16 and bpe.decode(bpe.encode("é")[:1] + [0]) != "é"
+    assert bpe.encode_numpy("abc").dtype == np.uint16
+    assert bpe.decode(bpe.encode("é")[:1] + [0]) != "é"
 
 
-def test_vocabulary_sizes_that_cannot_be_are_refused():
+def test_impossible_vocabulary_sizes_are_refused():
     for size in (65_537, 259):
         with pytest.raises(ValueError, match="ids are uint16"):
-            T.train_bpe(["text"], size)
-    assert T.train_bpe(["too short to learn from"], 4096).vocab_size < 300
+            tokenization.train_bpe(["text"], size)
+    assert tokenization.train_bpe(["too short to learn from"], 4096).vocab_size < 300
     for name in ("cl100k_base", "nonsense"):
         with pytest.raises(ValueError, match="gpt2, r50k_base, p50k_base"):
-            T.from_tiktoken(name)
+            tokenization.from_tiktoken(name)
 
 
 def test_from_tiktoken(monkeypatch, bpe):
-    ranks = {bpe.token_bytes(i): i - 4 for i in range(4, VOCAB)}  # laid out as GPT-2's: <|endoftext|> is the last id
-    encoding = T.tiktoken.Encoding(
-        "gpt2", pat_str=T.GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={T.ENDOFTEXT: VOCAB - 4})
-    monkeypatch.setattr(T.tiktoken, "get_encoding", lambda name: encoding)
-    gpt2 = T.from_tiktoken("gpt2")
+    # As in GPT-2, <|endoftext|> is the last id.
+    ranks = {bpe.token_bytes(i): i - 4 for i in range(4, VOCAB)}
+    encoding = tiktoken.Encoding(
+        "gpt2",
+        pat_str=tokenization.GPT2_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={tokenization.ENDOFTEXT: VOCAB - 4},
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
+    gpt2 = tokenization.from_tiktoken("gpt2")
     text = "def f(x):\n    return x  # <|endoftext|>"
     assert gpt2.encode(text) == encoding.encode_ordinary(text) and gpt2.eot == VOCAB - 4
-    assert tokenizers.Tokenizer.from_str(json.dumps(gpt2.data)).encode(text).ids == gpt2.encode(text, special=True)
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(gpt2.data))
+    assert theirs.encode(text).ids == gpt2.encode(text, special=True)
 
     def offline(name):
         raise ConnectionError("no route")
-    monkeypatch.setattr(T.tiktoken, "get_encoding", offline)
+
+    monkeypatch.setattr(tiktoken, "get_encoding", offline)
     with pytest.raises(ValueError, match="could not download 'gpt2'"):
-        T.from_tiktoken("gpt2")
+        tokenization.from_tiktoken("gpt2")
 
 
 def test_characters(tmp_path):
     folder = os.environ.get("NANONEOX_DATA")
-    text = (Path(folder) / "tinyshakespeare.txt").read_text() if folder else "ROMEO:\nBut, soft! what light? é\n" * 100
-    char = T.train_char(text)
+    text = "ROMEO:\nBut, soft! what light? é\n" * 100
+    if folder:
+        text = (Path(folder) / "tinyshakespeare.txt").read_text()
+    char = tokenization.train_char(text)
     char.save(tmp_path)
-    again = T.load(tmp_path)
+    again = tokenization.load(tmp_path)
     auto = auto_tokenizer(tmp_path)
     assert char.kind == again.kind == "char" and char.eot is None and char.special == {}
     assert char.vocab_size == (65 if folder else len(set(text))) and len(auto) == char.vocab_size
     ids = char.encode_numpy(text)
-    assert ids.dtype == np.uint16 and again.decode(ids) == text and again.encode(text, special=True) == ids.tolist()
-    assert auto(text[:5000])["input_ids"] == ids[:5000].tolist() and auto.decode(ids[:5000]) == text[:5000]
+    assert ids.dtype == np.uint16 and again.decode(ids) == text
+    assert again.encode(text, special=True) == ids.tolist()
+    assert auto(text[:5000])["input_ids"] == ids[:5000].tolist()
+    assert auto.decode(ids[:5000]) == text[:5000]
     assert char.decode([]) == "" and char.encode("") == [] and char.token_bytes(0) == b"\n"
     with pytest.raises(ValueError, match="'漢'"):
         char.encode("But 漢", special=True)
 
 
 def test_a_foreign_tokenizer_keeps_its_own_ids(tmp_path):
-    """One of Pythia's shape: NFC, runs of spaces as added tokens, ByteLevel's own splitting, trained merges only."""
+    """One like Pythia's: NFC, runs of spaces as added tokens, ByteLevel's own splitting, and the
+    trained merges only."""
     foreign = tokenizers.Tokenizer(tokenizers.models.BPE())
     foreign.normalizer = tokenizers.normalizers.NFC()
     foreign.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     foreign.decoder = tokenizers.decoders.ByteLevel()
-    foreign.train_from_iterator(python_files(STDLIB, 50), tokenizers.trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=[T.ENDOFTEXT, "<|padding|>"], show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=[tokenization.ENDOFTEXT, "<|padding|>"],
+        show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    foreign.train_from_iterator(python_files(STDLIB, 50), trainer)
     foreign.add_tokens([tokenizers.AddedToken(" " * n, normalized=True) for n in range(24, 1, -1)])
     foreign.save(str(tmp_path / "tokenizer.json"))
-    ours = T.load(tmp_path)
+    ours = tokenization.load(tmp_path)
     assert ours.kind == "huggingface" and ours.vocab_size == 1023 and ours.eot == 0
     for text in python_files(PACKAGES, 30) + NASTY[:-3]:
         if "<|" not in text:
@@ -182,30 +229,19 @@ def test_a_foreign_tokenizer_keeps_its_own_ids(tmp_path):
     text = "    return e\u0301<|endoftext|>"
     for special in (False, True):
         ids = ours.encode(text, special)
-        assert ours.decode(ids) == "    return é<|endoftext|>" == b"".join(map(ours.token_bytes, ids)).decode()
+        assert ours.decode(ids) == "    return é<|endoftext|>"
+        assert b"".join(map(ours.token_bytes, ids)).decode() == "    return é<|endoftext|>"
     ours.save(tmp_path / "again")
-    assert T.load(tmp_path / "again").encode(text) == ours.encode(text)
+    assert tokenization.load(tmp_path / "again").encode(text) == ours.encode(text)
     assert auto_tokenizer(tmp_path / "again")(text)["input_ids"] == ours.encode(text, special=True)
 
 
-def test_missing_and_corrupt_files_are_said_so(tmp_path, bpe):
+def test_missing_and_corrupt_files_are_refused(tmp_path, bpe):
     with pytest.raises(ValueError, match="no tokenizer at"):
-        T.load(tmp_path)
+        tokenization.load(tmp_path)
     bpe.save(tmp_path)
     whole = (tmp_path / "tokenizer.json").read_bytes()
     for content in (b"", b"[]", b"{}", b"\xff", whole[:5000]):
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(ValueError, match="is not a Hugging Face tokenizer.json"):
-            T.load(tmp_path / "tokenizer.json")
-
-
-def test_the_table_of_measurements(tmp_path):
-    for folder in "abcdefgh":
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.py").write_text("def f(x):\n    return x\n" * 20)
-    command = [sys.executable, T.__file__, f"--path={tmp_path}"]
-    done = subprocess.run([*command, "--vocab_size=280"], capture_output=True, text=True)
-    assert done.returncode == 0 and "gpt2 " in done.stdout and "code " in done.stdout
-    for wrong in ("--vocab_size=9", "--suffix=.none", "--paht=x"):
-        done = subprocess.run([*command, wrong], capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+            tokenization.load(tmp_path / "tokenizer.json")

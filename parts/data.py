@@ -1,0 +1,117 @@
+"""A data set: memory-mapped token ids, and which of them a step reads."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from parts import configurator
+
+SPLITS = ("train", "val")
+
+
+class Dataset:
+    """data/<name>: its meta.json, its tokens as `train` and `val` (uint16, memory-mapped), and
+    batches of them."""
+
+    def __init__(self, name: str, block_size: int):
+        """ValueError says what is missing or damaged, and how to make the data set."""
+        self.folder, self.block_size = configurator.ROOT / "data" / name, block_size
+        self.hint = f"make it with: {how_to_make(name)}"
+        self.meta = self.read_meta()
+        self.train, self.val = (self.open_split(split) for split in SPLITS)
+
+    def read_meta(self) -> dict:
+        file = self.folder / "meta.json"
+        if not file.is_file():
+            raise ValueError(f"there is no data set {self.folder}; {self.hint}")
+        try:
+            meta = json.loads(file.read_text(encoding="utf-8"))
+            self.vocab_size = meta["vocab_size"]
+            val = meta["val"]
+            # Times nats per token, this gives bits per byte.
+            self.bits_per_byte = val["tokens"] / val["bytes"] / np.log(2)
+        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+            raise ValueError(f"{file} is damaged ({error!r}); {self.hint}") from None
+        return meta
+
+    def open_split(self, split: str) -> np.ndarray:
+        file = self.folder / f"{split}.bin"
+        if not file.is_file() or file.stat().st_size % 2:
+            raise ValueError(f"{file} is missing or cut short; {self.hint}")
+        count = file.stat().st_size // 2
+        if count <= self.block_size:
+            raise ValueError(
+                f"{file} has too few tokens ({count}) for block_size={self.block_size}"
+            )
+        tokens = np.memmap(file, dtype="<u2", mode="r")
+        recorded = self.meta.get(split, {})
+        # Reading all of it takes long where it is large, so prepare/ records the largest id. Sets
+        # of earlier versions, and files that were changed since, are read.
+        unchanged = recorded.get("tokens") == count and "max_id" in recorded
+        largest = recorded["max_id"] if unchanged else int(tokens.max())
+        if largest >= self.vocab_size:
+            raise ValueError(
+                f"{file} holds token {largest}, past vocab_size={self.vocab_size} in meta.json; "
+                f"{self.hint}"
+            )
+        return tokens
+
+    def train_batch(self, seed: int, step: int, micro: int, batch_size: int, device: str):
+        """Batch number `micro` of a step. A pure function of these numbers, so that a resumed run
+        reads what an uninterrupted one reads, with no generator state to save."""
+        starts = train_starts(seed, step, micro, batch_size, len(self.train) - self.block_size)
+        return get_batch(self.train, starts, self.block_size, device)
+
+    def val_batches(self, count: int, batch_size: int, device: str):
+        """`count` batches, evenly spaced over the validation split and the same every time."""
+        last = len(self.val) - self.block_size - 1
+        starts = np.linspace(0, last, count * batch_size).astype(np.int64)
+        for part in np.split(starts, count):
+            yield get_batch(self.val, part, self.block_size, device)
+
+
+class Batches:
+    """The training batches of one process, step after step: x and y, and a seed for dropout. The
+    processes share the micro-batches of a step: of `world`, this is number `rank`."""
+
+    def __init__(self, dataset: Dataset, cfg, device: str, rank: int, world: int, step: int):
+        self.dataset, self.cfg, self.device = dataset, cfg, device
+        self.per_step = cfg.grad_accum // world
+        micros = range(rank, cfg.grad_accum, world)
+        self.places = ((s, micro) for s in itertools.count(step) for micro in micros)
+        self.fetch()
+
+    def fetch(self):
+        """Go on to the next batch."""
+        step, micro = next(self.places)
+        seed, size = self.cfg.seed, self.cfg.batch_size
+        self.x, self.y = self.dataset.train_batch(seed, step, micro, size, self.device)
+        self.seed = hash((seed, step, micro)) % 2**63
+
+
+def train_starts(seed: int, step: int, micro: int, batch_size: int, count: int) -> np.ndarray:
+    """Where the sequences of a batch start: one of the first `count` tokens for each (int64)."""
+    return np.random.default_rng((seed, step, micro)).integers(count, size=batch_size)
+
+
+def get_batch(tokens: np.ndarray, starts: np.ndarray, block_size: int, device: str):
+    """Tokens x and the ones that follow them y, both (B, T) int64, from B starting positions."""
+    window = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+    batch = torch.from_numpy(window)
+    if device == "cuda":
+        batch = batch.pin_memory().to(device, non_blocking=True)
+    else:
+        batch = batch.to(device)
+    return batch[:, :-1], batch[:, 1:]
+
+
+def how_to_make(name: str) -> str:
+    """The command that makes a data set of this name, as well as a name can tell."""
+    script = Path(name).name.split("_")[0]
+    if script not in ("shakespeare", "go"):
+        script = "python"
+    options = {"shakespeare_bpe": " --tokenizer=bpe", "shakespeare_char": "", script: ""}
+    return f"python prepare/{script}.py{options.get(name, f' --out={name}')}"
