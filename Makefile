@@ -1,7 +1,8 @@
 PYTHON ?= python3
+TORCH ?= torch==2.13.0  # the version that the tests run with; requirements.txt takes any from 2.9 on
 RUN = .venv/bin/python
 
-.PHONY: quickstart test install clean
+.PHONY: quickstart test lint install clean
 
 quickstart: install  ## from nothing to completions of real Python: 6 to 8 minutes on 2 cores, no GPU
 	$(RUN) prepare/python.py --max_mb=100 --vocab_size=4096 --val_fraction=0.02
@@ -10,19 +11,23 @@ quickstart: install  ## from nothing to completions of real Python: 6 to 8 minut
 	printf 'class Stack:\n    def push(self, item):' | $(RUN) sample.py --ckpt=out/python_cpu --prompt=- --max_new_tokens=100
 	$(RUN) eval.py --ckpt=out/python_cpu --tasks=bodies
 
-test: .venv/test  ## every test; NANONEOX_DATA=FOLDER adds those on tinyshakespeare.txt and HumanEval.jsonl.gz
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto tests  # a process for each core
+test: .venv/test lint  ## every test; NANONEOX_DATA=FOLDER adds those on tinyshakespeare.txt and HumanEval.jsonl.gz
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto tests  # one process for each core
+
+lint: .venv/test
+	.venv/bin/ruff format --check -q .
+	.venv/bin/ruff check -q .
 
 install: .venv/run
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install -q -r requirements.txt
+	$(RUN) -m pip install -q $(TORCH) -r requirements.txt
 	@touch $@
 
-.venv/test: requirements-test.txt .venv/run
+.venv/test: requirements-test.txt requirements-track.txt .venv/run
 	$(RUN) -m pip install -q -r requirements-test.txt
 	@touch $@
 
-clean:  ## everything that was made here: the environment, the data, the runs and what trackers keep of them
+clean:  ## remove what was made here: the environment, the data, the runs and what trackers keep of them
 	rm -rf .venv data out mlflow.db mlruns wandb
