@@ -1,10 +1,10 @@
-"""Train on more than one device: torchrun starts a process for each, and every one runs all of train.py.
+"""Train on more than one device: torchrun starts a process for each, and every one runs train.py.
 
-    torchrun --nproc_per_node=2 train.py config/python_t4.py             # each with the whole model (DDP)
-    torchrun --nproc_per_node=2 train.py config/python_t4.py --shard     # each with a slice of every tensor (FSDP2)
+    torchrun --nproc_per_node=2 train.py config/python_t4.py             # whole models (DDP)
+    torchrun --nproc_per_node=2 train.py config/python_t4.py --shard     # slices of them (FSDP2)
 
-The processes share the grad_accum batches of a step, so together they do what one does alone. Without torchrun every function
-here returns what it was given.
+The processes share the grad_accum batches of a step, so that together they do what one does alone.
+Without torchrun every function here returns what it was given.
 """
 
 import os
@@ -13,28 +13,38 @@ import sys
 import torch
 import torch.distributed as dist
 
-from parts import configurator
 from model import NeoX
+from parts import configurator
 
-# Optimizers that treat every number for itself, so that a slice of a matrix is as good as the whole.
+# Optimizers that treat every number by itself, so that a slice of a matrix is as good as the whole.
 SHARDABLE = ("adamw", "adam", "sgd", "lion", "schedulefree")
 
 
-def running():
+def running() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def join(cfg, device):
-    """(rank, number of processes) among those that torchrun started; (0, 1) without it. Only rank 0 prints."""
+def join(cfg, device: str) -> tuple[int, int]:
+    """(rank, number of processes) among those that torchrun started; (0, 1) without it. Only rank 0
+    prints. Ends the script where the settings do not suit several processes."""
     if "RANK" not in os.environ:
         if cfg.shard:
-            configurator.die("--shard divides the model among processes: torchrun --nproc_per_node=N train.py ...")
+            configurator.die(
+                "--shard divides the model among processes: "
+                "torchrun --nproc_per_node=N train.py ..."
+            )
         return 0, 1
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if cfg.grad_accum % world:
-        configurator.die(f"grad_accum={cfg.grad_accum} must be a multiple of the {world} processes, which share its batches; use --grad_accum={world}")
+        configurator.die(
+            f"grad_accum={cfg.grad_accum} must be a multiple of the {world} processes, "
+            f"which share its batches; use --grad_accum={world}"
+        )
     if cfg.shard and cfg.optimizer not in SHARDABLE:
-        configurator.die(f"--shard cuts matrices apart, which optimizer={cfg.optimizer} needs whole; use one of {', '.join(SHARDABLE)}")
+        configurator.die(
+            f"--shard cuts matrices apart, which optimizer={cfg.optimizer} needs whole; "
+            f"use one of {', '.join(SHARDABLE)}"
+        )
     if rank:
         sys.stdout = open(os.devnull, "w")
     if device == "cuda":
@@ -48,11 +58,14 @@ def leave():
         dist.destroy_process_group()
 
 
-def spread(model, cfg, device, world):
-    """The model as the processes train it together; in place where it is sharded, on the CPU until then."""
-    agree(0)  # none writes to the run's folder before all have read it
+def spread(model: NeoX, cfg, device: str, world: int) -> torch.nn.Module:
+    """The model as the processes train it together. A sharded one is changed in place, and is on
+    the CPU until then."""
+    agree(0)  # nobody writes to the run's folder before all have read it
     if not cfg.shard:
-        return torch.nn.parallel.DistributedDataParallel(model)
+        return torch.nn.parallel.DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     from torch.distributed.fsdp import fully_shard
 
     mesh = dist.init_device_mesh(device, (world,))
@@ -61,16 +74,18 @@ def spread(model, cfg, device, world):
     return fully_shard(model, mesh=mesh)  # what is in no block: both tables and the last norm
 
 
-def average_gradients(parallel, now):
-    """Whether the next backward averages the gradients over the processes, or only adds to each one's own."""
-    if hasattr(parallel, "set_requires_gradient_sync"):
-        parallel.set_requires_gradient_sync(now)
+def set_gradient_sync(forward, now: bool):
+    """Whether the next backward averages the gradients over the processes, or only adds to each
+    one's own."""
+    if hasattr(forward, "set_requires_gradient_sync"):
+        forward.set_requires_gradient_sync(now)
     elif running():
-        parallel.require_backward_grad_sync = now
+        forward.require_backward_grad_sync = now
 
 
-def agree(*values):
-    """The largest of each value over all processes: their clocks and signals differ, and they must part at the same step."""
+def agree(*values: float) -> list[float] | tuple[float, ...]:
+    """The largest of each value over all processes: their clocks and signals differ, and all must
+    leave the loop at the same step."""
     if not running():
         return values
     values = torch.tensor(values, dtype=torch.float64)
@@ -78,14 +93,15 @@ def agree(*values):
     return values.tolist()
 
 
-def mean(tensor):
+def mean(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean over all processes, in place."""
     if running():
         dist.all_reduce(tensor.div_(dist.get_world_size()))
     return tensor
 
 
 def whole(value):
-    """A state_dict with its slices put together, on the CPU of the first process. All must call it at once."""
+    """A state_dict with its slices put together, on the CPU of rank 0. All must call it at once."""
     if isinstance(value, dict):
         return {key: whole(item) for key, item in value.items()}
     if not hasattr(value, "full_tensor"):
@@ -94,8 +110,8 @@ def whole(value):
     return full.cpu() if dist.get_rank() == 0 else None
 
 
-def slice_state(optimizer, state):
-    """The other way round: a whole state_dict of an optimizer, each tensor in it cut as its parameter is."""
+def slice_state(optimizer, state: dict) -> dict:
+    """The inverse of `whole`: an optimizer's state_dict, each tensor cut as its parameter is."""
     from torch.distributed.tensor import distribute_tensor
 
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -103,12 +119,15 @@ def slice_state(optimizer, state):
         p = params[number]
         for key, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == p.shape:
-                values[key] = distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+                values[key] = distribute_tensor(
+                    value.to(p.device), p.device_mesh, p.placements, src_data_rank=None
+                )
     return state
 
 
-def single(model):
-    """The model itself; of a sharded one, a copy in one piece on the CPU of the first process, None on the others."""
+def single(model: NeoX) -> NeoX | None:
+    """The model itself; of a sharded one, a copy in one piece on the CPU of rank 0, None on the
+    others."""
     if not hasattr(model, "set_requires_gradient_sync"):
         return model
     state = whole(model.state_dict())

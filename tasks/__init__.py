@@ -1,1 +1,91 @@
-"""What eval.py measures: the problems (*.jsonl), and the sandbox."""
+"""What eval.py measures: a file for each task, and the problems (*.jsonl).
+
+    exam = Exam("loss,completion", tokenizer, tokens, meta, Options(show=0))
+    exam.measure(model)                             # {"loss": 3.4, ...}
+
+To add a task, write a subclass of Task in a file of its own, and add it to TASKS.
+"""
+
+import copy
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model import NeoX
+from parts import device as devices
+from parts.fast import use_plain_forms
+from parts.tokenizer import Tokenizer
+from tasks.bodies import Bodies
+from tasks.code import detect_language
+from tasks.completion import Completion
+from tasks.loss import Loss
+from tasks.problems import HumanEval, HumanEvalX, Mine
+from tasks.task import Examinee, Options, Task
+from tasks.writing import rows_per_batch
+
+TASKS: dict[str, type[Task]] = {
+    "loss": Loss,
+    "completion": Completion,
+    "bodies": Bodies,
+    "humaneval": HumanEval,
+    "humaneval-x": HumanEvalX,
+    "mine": Mine,
+}
+
+
+def chosen(names: str) -> list[str]:
+    """The tasks in a list with commas, in the order of TASKS. ValueError for an unknown one."""
+    asked = [name for name in names.split(",") if name]
+    for name in asked:
+        if name not in TASKS:
+            raise ValueError(f"unknown task {name!r}; tasks are {', '.join(TASKS)}")
+    return [name for name in TASKS if name in asked]
+
+
+class Exam:
+    """Some tasks, ready to measure one model after another."""
+
+    def __init__(
+        self,
+        names: str,
+        tokenizer: Tokenizer,
+        tokens: np.ndarray | None,
+        meta: dict | None,
+        options: Options,
+    ):
+        """names: the tasks, with commas. tokens, meta: the validation split and its data set's
+        meta.json; None if no task needs them. options: `Options`, or anything with its attributes.
+
+        ValueError or OSError says what is missing."""
+        self.options = options
+        language = "" if tokens is None else detect_language(tokens, tokenizer)
+        self.tasks = [
+            TASKS[name](tokenizer, tokens, meta, language, options) for name in chosen(names)
+        ]
+
+    def measure(self, model: NeoX) -> dict[str, float]:
+        """The numbers of all tasks. The model stays as it is."""
+        device = model.cos.device.type
+        if self.options.dtype == "auto":
+            dtype = devices.generation_dtype(device, rows_per_batch(device))
+        else:
+            dtype = getattr(torch, self.options.dtype)
+        training = model.training
+        network = use_plain_forms(copy.deepcopy(model)).to(dtype).eval()
+        try:
+            examinee = Examinee(network, model.eval())
+            return {k: v for task in self.tasks for k, v in task.measure(examinee).items()}
+        finally:
+            model.train(training)
+
+    def scores(self, model: NeoX, step: int) -> dict[str, float]:
+        """The same for a training's metrics: keys begin with eval_, and one line is printed. A task
+        that fails does not end the training: it is reported, and there are no scores."""
+        try:
+            report = self.measure(model)
+        except Exception as error:
+            tqdm.write(f"step {step}: no eval_tasks: {type(error).__name__}: {error}")
+            return {}
+        tqdm.write(", ".join(f"{key} {score:.3g}" for key, score in report.items()))
+        return {f"eval_{key}": score for key, score in report.items()}

@@ -1,22 +1,26 @@
-"""Programs that a model wrote, run and tested where they can do no harm and cannot fake success. Linux with bubblewrap only.
+"""Runs and tests programs that a model wrote, where they can do no harm and cannot fake success.
+Linux with bubblewrap only.
 
-A Python program is judged in two processes, each in a sandbox of its own. One runs the program and answers calls: arguments
-come in and results go out as literals. The other holds the tests, compares what came back, and never runs a line of the program:
+A Python program is judged by two processes, each in a sandbox of its own. The candidate runs the
+program and answers calls; arguments and results travel as literals. The checker holds the tests,
+compares the results, and never runs a line of the program:
 
     checker   assert f(3) == 9   -- "f", (3,), {} -->   candidate   def f(x): return x * x
                                  <-- "return", 9 --
 
-So the program cannot see the tests or their answers, cannot end, patch or print its way to a pass, and an object that equals
-everything is no literal. A Go program is compiled with its tests into one binary. It can fake nothing without a package that
-reaches the system, and it gets imports only from GO_PACKAGES, none of which does.
+So the program cannot see the tests or their answers, cannot end, patch or print its way to a pass,
+and an object that equals everything is not a literal. A Go program is compiled with its tests into
+one binary. To fake anything it would need a package that reaches the system, and it can import only
+GO_PACKAGES, none of which does.
 
-The sandbox (`sandboxed`): own user, process, network, mount, IPC and host name namespaces; a file system of the interpreter,
-read-only, and an empty /tmp; no capabilities and no namespaces in it; an environment of four variables; limits on CPU time,
-memory, file size, processes and open files; and a time after which all of it is killed. The kernel is shared: no sandbox of
-this kind holds against a fault in it. In Go, a data race made on purpose could break the language's own safety, so there the
-sandbox holds, and the verdict is as good as the language.
+The sandbox (`sandboxed`) has its own user, process, network, mount, IPC and host name namespaces; a
+file system of the interpreter, read-only, and an empty /tmp; no capabilities and no nested
+namespaces; an environment of four variables; limits on CPU time, memory, file size, processes and
+open files; and a time limit after which all of it is killed. The kernel is shared: no sandbox of
+this kind holds against a flaw in the kernel. A deliberate data race in Go could break the safety of
+the language: the sandbox still holds, but the verdict is only as good as the language.
 
-This file is also what runs inside, given as text to `python -c`, so it imports nothing of ours.
+This file also runs inside the sandbox, as text given to `python -c`. So it imports nothing of ours.
 """
 
 import ast
@@ -30,48 +34,58 @@ import sys
 import tempfile
 from pathlib import Path
 
-NOBODY = 65534  # root's processes are exempt from limits on their number, so root runs the sandbox as nobody
+NOBODY = 65534  # root is exempt from the limit on processes, so root runs the sandbox as nobody
 FOLDER = 64 << 20  # bytes that /tmp in the sandbox holds
-LIMITS = {  # for each kind of process: memory of each in bytes, largest file in bytes, processes and threads together
+LIMITS = {  # by role: bytes of memory of each process and of a file, processes and threads together
     "candidate": (512 << 20, 16 << 20, 8),
     "checker": (512 << 20, 16 << 20, 8),
     "binary": (4 << 30, 16 << 20, 64),  # Go reserves far more addresses than it uses
     "compiler": (16 << 30, 1 << 30, 256),
 }
-GO_PACKAGES = ("bytes", "crypto/md5", "errors", "fmt", "math", "math/rand", "regexp", "sort", "strconv", "strings", "time",
-               "unicode")  # fmt: skip
+GO_PACKAGES = tuple(
+    "bytes crypto/md5 errors fmt math math/rand regexp sort strconv strings time unicode".split()
+)
 GO_LIBRARY = "/usr/share/gocode"  # where Debian puts Go's libraries
+ISOLATION = f"""--unshare-all --unshare-user --disable-userns --die-with-parent --new-session
+    --cap-drop ALL --uid {NOBODY} --gid {NOBODY} --hostname sandbox""".split()
+NOTHING = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
 
 
-def sandboxed(role, command, seconds, binds=(), **popen):
-    """Start a command in a sandbox, as a process group of its own. binds: bwrap arguments for what else it may see."""
+def sandboxed(role, command, seconds, binds=(), **popen) -> subprocess.Popen:
+    """Start a command in a sandbox, in a process group of its own. binds: arguments of bwrap for
+    what else it may see. popen: what Popen takes."""
     python = interpreter()
     wanted = ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", str(python.parent.parent)]
     seen = [part for path in dict.fromkeys(wanted) for part in ("--ro-bind-try", path, path)]
-    inside = [str(python), "-I", "-S", "-c", Path(__file__).read_text(encoding="utf-8"), "limited", role, str(seconds), *command]
+    places = ["--proc", "/proc", "--dev", "/dev", "--size", str(FOLDER), "--tmpfs", "/tmp"]
+    harness = Path(__file__).read_text(encoding="utf-8")
+    inside = [str(python), "-I", "-S", "-c", harness, "limited", role, str(seconds), *command]
     nobody = dict(user=NOBODY, group=NOBODY, extra_groups=[]) if os.geteuid() == 0 else {}
     return subprocess.Popen(
-        ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-         "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", *seen, "--proc", "/proc", "--dev", "/dev",
-         "--size", str(FOLDER), "--tmpfs", "/tmp", *binds, "--chdir", "/tmp", "--", *inside],
+        ["bwrap", *ISOLATION, *seen, *places, *binds, "--chdir", "/tmp", "--", *inside],
         env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
-        cwd="/", start_new_session=True, **nobody, **popen,
-    )  # fmt: skip
+        cwd="/",
+        start_new_session=True,
+        **nobody,
+        **popen,
+    )
 
 
-def interpreter():
-    """The interpreter itself, not the link to it in a virtual environment, which is not to be seen inside; the system's where
-    root keeps its own in a folder that nobody else may read."""
+def interpreter() -> Path:
+    """The interpreter itself, not a virtual environment's link to it, since the sandbox does not
+    show the environment; the system's if root keeps its own where nobody else may read it."""
     own = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    hidden = os.geteuid() == 0 and not all(folder.stat().st_mode & 0o005 == 0o005 for folder in own.parents)
+    readable = all(folder.stat().st_mode & 0o005 == 0o005 for folder in own.parents)
+    hidden = os.geteuid() == 0 and not readable
     return Path("/usr/bin/python3").resolve() if hidden else own
 
 
-def finish(process, seconds):
-    """The exit code, or None where it took longer. Either way nothing of the process is left: when bwrap dies, so does the first
-    process of its namespace, and with that one all the others."""
+def finish(process: subprocess.Popen, seconds: float) -> int | None:
+    """The exit code, or None if it took longer. Either way nothing of the process is left: bwrap's
+    end is the end of the first process of its namespace, and so of all the others."""
     try:
-        for _ in range(int(10 * seconds)):  # short waits: where the machine stands still for a while, so does this clock
+        # Short waits, so that while the machine stands still, this clock does too.
+        for _ in range(int(10 * seconds)):
             try:
                 return process.wait(0.1)
             except subprocess.TimeoutExpired:
@@ -85,34 +99,43 @@ def finish(process, seconds):
         process.wait()
 
 
-def missing(language="python"):
-    """What keeps programs from being run here, in a sentence; empty when nothing does."""
+def missing(language: str = "python") -> str:
+    """Why programs cannot be run here, in a sentence; empty if they can."""
     if not sys.platform.startswith("linux"):
-        return "running generated code needs Linux and its namespaces; leave --allow_code_execution out"
+        return (
+            "running generated code needs Linux and its namespaces; "
+            "leave --allow_code_execution out"
+        )
     if not shutil.which("bwrap"):
         return "running generated code needs bubblewrap: apt-get install bubblewrap"
-    process = sandboxed("checker", ["true"], 10, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = sandboxed("checker", ["true"], 10, **NOTHING, stderr=subprocess.PIPE)
     said = process.stderr.read().decode(errors="replace").strip()
     if finish(process, 30) != 0:
-        return f"bubblewrap 0.8 or newer does not work here (unprivileged user namespaces may be forbidden): {said[-300:]}"
+        return (
+            "bubblewrap 0.8 or newer does not work here (unprivileged user namespaces may be "
+            f"forbidden): {said[-300:]}"
+        )
     if language == "go" and not shutil.which("go"):
         return "Go programs need its compiler: apt-get install golang-go"
     return ""
 
 
-def run_python(program, name, setup, test, seconds=10.0):
+def run_python(
+    program: str, name: str, setup: str, test: str, seconds: float = 10.0
+) -> tuple[bool, str]:
     """Whether a program's function `name` passes the tests: (True, "") or (False, why).
 
-    program: the source that defines it. setup, test: trusted source, which the checker executes: definitions that the tests use,
-    then either HumanEval's `check(candidate)`, which is called, or assertions, which call the function by its name. Arguments and
-    results: None, bool, int, float but NaN, complex, str, bytes, and lists, tuples, sets and dicts of them. The tests get at most
-    `seconds`, of CPU and by the clock."""
+    program: the source that defines it. setup, test: trusted source, which the checker executes:
+    definitions that the tests use, then either HumanEval's `check(candidate)`, which is called, or
+    assertions, which call the function by its name. Arguments and results can be None, bool, int,
+    float but NaN, complex, str, bytes, and lists, tuples, sets and dicts of them. The tests get at
+    most `seconds` of CPU time, and as many of wall-clock time."""
     if len(program) > 100_000:
         return False, "too long"
     calls, answers = os.pipe(), os.pipe()  # from the checker to the candidate, and back
-    quiet = {"stderr": subprocess.DEVNULL}
+    task, quiet = json.dumps([name, setup, test]), {"stderr": subprocess.DEVNULL}
     processes = [
-        sandboxed("checker", [json.dumps([name, setup, test])], seconds, stdin=answers[0], stdout=calls[1], **quiet),
+        sandboxed("checker", [task], seconds, stdin=answers[0], stdout=calls[1], **quiet),
         sandboxed("candidate", [program], seconds, stdin=calls[0], stdout=answers[1], **quiet),
     ]
     for end in calls + answers:
@@ -122,41 +145,67 @@ def run_python(program, name, setup, test, seconds=10.0):
     return code == 0, {0: "", 3: "failed", None: "time"}.get(code, "crashed")
 
 
-def run_go(program, test, test_setup, folder, seconds=10.0):
-    """Whether a Go program passes its tests: (True, "") or (False, why). program: declarations without package and imports;
-    test_setup: package, imports and whatever else the tests need; folder: for the compiler's cache, the same at every call."""
-    def imports(source):
-        code = re.sub(r"//[^\n]*", "", source)
-        wanted = (package for package in GO_PACKAGES if re.search(rf"\b{package.split('/')[-1]}\.", code))
-        return "".join(f'import "{package}"\n' for package in wanted)
+def run_go(
+    program: str, test: str, test_setup: str, folder: str, seconds: float = 10.0
+) -> tuple[bool, str]:
+    """Whether a Go program passes its tests: (True, "") or (False, why).
 
-    # A file's imports are its own, and one that it does not use is an error: HumanEval-X lists them for both files together.
+    program: declarations without package and imports. test_setup: package, imports and whatever
+    else the tests need. folder: for the compiler's cache, the same at every call."""
+    # Each file has its own imports, and an unused one is an error. HumanEval-X lists those of both
+    # files together.
     test_setup = re.sub(rf'(?m)^\s*"({"|".join(GO_PACKAGES)})"\n', "", test_setup)
-    with tempfile.TemporaryDirectory(dir=folder) as work, tempfile.TemporaryFile() as said:
-        (Path(work) / "program.go").write_text(f"package main\n\n{imports(program)}\n{program}", encoding="utf-8")
-        (Path(work) / "program_test.go").write_text(f"{test_setup}\n{imports(test)}\n{test}", encoding="utf-8")
-        (Path(folder) / "cache").mkdir(exist_ok=True)
-        if os.geteuid() == 0:
-            for path in (work, Path(folder) / "cache"):
-                os.chown(path, NOBODY, NOBODY)
-            os.chmod(folder, 0o755)
-        go = str(Path(shutil.which("go")).resolve())
-        settings = ["GO111MODULE=off", f"GOPATH={GO_LIBRARY}", "GOCACHE=/cache", "CGO_ENABLED=0", "GOFLAGS=", "GOMAXPROCS=2"]
-        build = ["env", "-C", "/build", *settings, go, "test", "-c", "-vet=off", "-o", "/build/test.binary"]
-        # The first compilation builds the library, too.
-        process = sandboxed("compiler", build, 300, ["--bind", work, "/build", "--bind", f"{folder}/cache", "/cache",
-                            "--ro-bind-try", "/etc/alternatives", "/etc/alternatives"],
-                            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)  # fmt: skip
-        if finish(process, 300) != 0 or not (Path(work) / "test.binary").is_file():
-            said.seek(0)
-            return False, f"does not compile: {said.read(2000).decode(errors='replace')}"
-        process = sandboxed("binary", ["/build/test.binary", "-test.run", "^Test"], seconds, ["--ro-bind", work, "/build"],
-                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    sources = {
+        "program.go": f"package main\n\n{go_imports(program)}\n{program}",
+        "program_test.go": f"{test_setup}\n{go_imports(test)}\n{test}",
+    }
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        for name, source in sources.items():
+            (Path(work) / name).write_text(source, encoding="utf-8")
+        if trouble := compile_go(work, folder):
+            return False, f"does not compile: {trouble}"
+        command = ["/build/test.binary", "-test.run", "^Test"]
+        seen = ["--ro-bind", work, "/build"]
+        process = sandboxed("binary", command, seconds, seen, **NOTHING, stderr=subprocess.DEVNULL)
         code = finish(process, seconds + 1)
     return code == 0, {0: "", None: "time"}.get(code, "failed")
 
 
-# What follows runs in the sandbox.
+def go_imports(source: str) -> str:
+    """The import lines for those of GO_PACKAGES that the source uses."""
+    code = re.sub(r"//[^\n]*", "", source)
+    names = {package: package.split("/")[-1] for package in GO_PACKAGES}
+    wanted = [package for package, name in names.items() if re.search(rf"\b{name}\.", code)]
+    return "".join(f'import "{package}"\n' for package in wanted)
+
+
+def compile_go(work: str, folder: str) -> str:
+    """Compile the Go files in `work` and their tests to test.binary. Returns what the compiler said
+    if that failed, else nothing."""
+    cache = Path(folder) / "cache"
+    cache.mkdir(exist_ok=True)
+    if os.geteuid() == 0:
+        for path in (work, cache):
+            os.chown(path, NOBODY, NOBODY)
+        os.chmod(folder, 0o755)
+    settings = ["GO111MODULE=off", f"GOPATH={GO_LIBRARY}", "GOCACHE=/cache"]
+    settings += ["CGO_ENABLED=0", "GOFLAGS=", "GOMAXPROCS=2"]
+    go = str(Path(shutil.which("go")).resolve())
+    build = [go, "test", "-c", "-vet=off", "-o", "/build/test.binary"]
+    command = ["env", "-C", "/build", *settings, *build]
+    seen = ["--bind", work, "/build", "--bind", str(cache), "/cache"]
+    seen += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives"]
+    with tempfile.TemporaryFile() as said:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": subprocess.STDOUT}
+        # The first compilation compiles the library too, so it may take long.
+        process = sandboxed("compiler", command, 300, seen, **streams)
+        if finish(process, 300) == 0 and (Path(work) / "test.binary").is_file():
+            return ""
+        said.seek(0)
+        return said.read(2000).decode(errors="replace") or "no reason given"
+
+
+# --- what runs in the sandbox ---------------------------------------------------------------------
 
 
 def limit(role, seconds):
@@ -164,13 +213,20 @@ def limit(role, seconds):
     import resource
 
     memory, file, processes = LIMITS[role]
-    for what, most in ((resource.RLIMIT_CPU, int(seconds) + 1), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file),
-                       (resource.RLIMIT_NPROC, processes), (resource.RLIMIT_NOFILE, 256), (resource.RLIMIT_CORE, 0)):  # fmt: skip
+    for what, most in (
+        (resource.RLIMIT_CPU, int(seconds) + 1),
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, file),
+        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_NOFILE, 256),
+        (resource.RLIMIT_CORE, 0),
+    ):
         resource.setrlimit(what, (most, most))
 
 
 def literal(value):
-    """A plain value as Python source; of a subclass only what its base holds. TypeError for anything else."""
+    """A plain value as Python source; of a subclass only what its base class holds. TypeError for
+    anything else."""
     if value is None or isinstance(value, bool):
         return repr(value)
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
@@ -180,7 +236,8 @@ def literal(value):
             return kind.__repr__(value)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
-    for kind, begin, end in ((list, "[", "]"), (tuple, "(", ")"), (set, "{", "}"), (frozenset, "{", "}")):
+    brackets = (list, "[]"), (tuple, "()"), (set, "{}"), (frozenset, "{}")
+    for kind, (begin, end) in brackets:
         if isinstance(value, kind):
             inside = "".join(f"{literal(v)}, " for v in value)
             return begin + inside + end if inside or kind in (list, tuple) else "set()"
@@ -189,7 +246,8 @@ def literal(value):
 
 def candidate(program):
     """Define what the program defines, then answer calls until there are no more."""
-    calls, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    calls = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -210,11 +268,13 @@ def candidate(program):
 
 
 def checker(task):
-    """Execute the tests with a function that asks the candidate. Exit code 0 means that they passed, 3 that they did not."""
+    """Execute the tests with a function that asks the candidate. Exit code 0: they passed; 3: they
+    did not."""
     import builtins
 
     name, setup, test = json.loads(task)
-    answers, calls = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(0), encoding="utf-8")
+    calls = os.fdopen(os.dup(1), "w", encoding="utf-8")
     answered = 0
 
     def ask(*args, **kwargs):
@@ -227,7 +287,8 @@ def checker(task):
         if kind == "return":
             return value
         error = getattr(builtins, value, None)
-        raise error() if isinstance(error, type) and issubclass(error, Exception) else RuntimeError(value)
+        known = isinstance(error, type) and issubclass(error, Exception)
+        raise error() if known else RuntimeError(value)
 
     namespace = {"__name__": "checker"}
     try:
@@ -242,9 +303,11 @@ def checker(task):
 
 
 def limited(role, seconds, *command):
+    """Run a role, or the command of another role, within its limits."""
     limit(role, float(seconds))
-    if role in ("candidate", "checker") and command != ("true",):
-        os._exit({"candidate": candidate, "checker": checker}[role](*command))  # nothing of the program's runs at the end
+    roles = {"candidate": candidate, "checker": checker}
+    if role in roles and command != ("true",):
+        os._exit(roles[role](*command))  # so that nothing of the program's runs at the end
     os.execvp(command[0], command)
 
 

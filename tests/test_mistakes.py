@@ -1,24 +1,32 @@
-"""A person's mistake: one line that says what is wrong, exit code 2, no traceback, and nothing damaged."""
+"""A person's mistake: one line that says what is wrong, exit code 2, no traceback, and nothing
+damaged. Ctrl-C and SIGTERM: one line, exit code 130."""
 
+import ast
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, run
+from conftest import ROOT, TINY, run
 
 import bench
-from parts import configurator
 import eval as eval_script
 import sample
 import train
+from model import NeoX, NeoXConfig
+from parts import configurator, hf
+from parts import tokenizer as tokenization
+from tools import plan, speedrun
 
 # {dataset}, {run} and {folder} stand for a good data set, a good run, and an empty folder.
 GOOD = [*TINY, "--dataset={dataset}", "--out_dir={folder}/out", "--max_iters=1"]
-TRAIN = [  # what a person adds to a good command -> a part of the line that must come
+RESUME_COPY = ["--init_from=resume", "--out_dir={run_copy}"]
+TRAIN = [  # what a person adds to a good command, and a part of the line that must be printed
     (["--learning_rate=1"], "unknown setting 'learning_rate'"),
     (["--n_layers=2"], "did you mean 'n_layer'"),
     (["--n_layer=two"], "n_layer must be of type int"),
@@ -39,6 +47,7 @@ TRAIN = [  # what a person adds to a good command -> a part of the line that mus
     (["--optimizer=adamv"], "optimizer must be one of adamw, adam"),
     (["--lr_schedule=sine"], "lr_schedule must be one of"),
     (["--device=cuda"], "device=cuda is not available"),
+    ([f"{ROOT}/config/python_t4.py"], "device=cuda is not available"),
     (["--min_lr=1", "--lr=0.1"], "min_lr=1.0 is above lr=0.1"),
     (["--beta2=1"], "beta2=1.0 and momentum=0.95 must be below 1"),
     (["--optimizer=schedulefree", "--beta1=0"], "schedulefree needs beta1 above 0"),
@@ -63,16 +72,20 @@ TRAIN = [  # what a person adds to a good command -> a part of the line that mus
     (["--init_from=resume", "--out_dir={folder}/cut"], "cannot be read as a checkpoint"),
     (["--init_from=resume", "--out_dir={folder}/other"], "the checkpoint does not hold"),
     (["--init_from=resume", "--out_dir={folder}/words"], "another tokenizer"),
-    (["--init_from=resume", "--out_dir={run_copy}", "--optimizer=muon"], "optimizer=muon does not fit the run"),
-    (["--init_from=resume", "--out_dir={run_copy}", "--n_layer=3"], "n_layer=3 does not fit the run"),
+    ([*RESUME_COPY, "--optimizer=muon"], "optimizer=muon does not fit the run"),
+    ([*RESUME_COPY, "--n_layer=3"], "n_layer=3 does not fit the run"),
     (["--init_from={folder}/small"], "vocabulary of 1024 does not fit the model's 50"),
-    (["--init_from={run}", "--block_size=256"], "block_size=256 does not fit the model's context of 128"),
+    (
+        ["--init_from={run}", "--block_size=256"],
+        "block_size=256 does not fit the model's context of 128",
+    ),
     (["--init_from={folder}/llama"], "not gpt_neox"),
     (["--init_from={folder}/halved"], "cannot be read, it may be cut short"),
     (["--init_from={folder}/unweighted"], "holds no model.safetensors"),
     (["--out_dir={folder}/file/out"], "file"),
 ]
 SAMPLE = [
+    (["--ckpt={run}", "--device=cuda"], "device=cuda is not available"),
     (["--ckpt=out/nowhere"], "there is no checkpoint out/nowhere"),
     (["--ckpt={folder}/cut/ckpt.pt"], "cannot be read as a checkpoint"),
     (["--ckpt={run}", "--prompt_file={folder}/nowhere.txt"], "No such file"),
@@ -86,23 +99,28 @@ SAMPLE = [
     (["--ckpt={folder}/char", "--prompt=hello ☃"], "☃"),
 ]
 EVAL = [
+    (["--ckpt={run}", "--device=cuda"], "device=cuda is not available"),
     (["--ckpt={run}", "--tasks=poetry"], "unknown task"),
     (["--ckpt={run}", "--dataset=nowhere"], "nowhere"),
     (["--ckpt={run}", "--tasks=humaneval", "--file={folder}/none.jsonl"], "No such file"),
-    (["--ckpt={run}", "--tasks=humaneval", "--file={folder}/meta/meta.json"], "line 1, is not a problem in HumanEval's format"),
+    (
+        ["--ckpt={run}", "--tasks=humaneval", "--file={folder}/meta/meta.json"],
+        "line 1, is not a problem in HumanEval's format",
+    ),
     (["--ckpt={run}", "--tasks=mine", "--language=rust"], "language must be one of"),
     (["--compare", "{run}"], "needs at least two folders"),
     (["--compare", "{run}", "{folder}/char"], "there is no"),
     (["--ckpt={folder}/char"], "does not say what it was trained on"),
 ]
 BENCH = [
-    (["--plan", "--gpu=t5"], "gpu must be one of t4, l4, a100, h100"),
-    (["--plan", "--dtype=bfloat16"], "t4 has no native bfloat16"),
-    (["--plan", "--n_embd=16384"], "one sequence needs"),
-    (["--repeats=0"], "repeats must be above 0"),
-    (["--n_head=3"], "must be a multiple of n_head=3"),
-    (["--peers", "--nanogpt=nowhere"], "nowhere holds no model.py of nanoGPT"),
-    (["--speedrun"], "make it with: python prepare/shakespeare.py"),
+    (plan, ["--gpu=t5"], "gpu must be one of t4, l4, a100, h100"),
+    (plan, ["--dtype=bfloat16"], "t4 has no native bfloat16"),
+    (plan, ["--n_embd=16384"], "one sequence needs"),
+    (bench, ["--repeats=0"], "repeats must be above 0"),
+    (bench, ["--n_head=3"], "must be a multiple of n_head=3"),
+    (bench, ["--peers", "--nanogpt=nowhere"], "nowhere holds no model.py of nanoGPT"),
+    (bench, ["--device=cuda"], "device=cuda is not available"),
+    (speedrun, [], "make it with: python prepare/shakespeare.py"),
 ]
 
 
@@ -110,31 +128,9 @@ BENCH = [
 def places(dataset, trained, tmp_path_factory):
     """Copies of the good data set and the good run, each spoilt in one way."""
     folder = tmp_path_factory.mktemp("spoilt")
-    for name in ("odd", "ids", "meta", "keys", "tokenizer", "empty"):
-        shutil.copytree(dataset, folder / name)
-    (folder / "odd" / "train.bin").write_bytes((dataset / "train.bin").read_bytes()[:-1])
-    np.full(10_000, 60_000, dtype="<u2").tofile(folder / "ids" / "val.bin")
-    (folder / "meta" / "meta.json").write_text('{"vocab_size": 10')
-    (folder / "keys" / "meta.json").write_text('{"vocab_size": 1024}')
-    (folder / "tokenizer" / "tokenizer.json").write_text('{"model": 3}')
-    (folder / "empty" / "val.bin").write_bytes(b"")
-    for name in ("cut", "other", "words", "halved", "unweighted", "llama"):
-        shutil.copytree(trained, folder / name)
-    whole = (trained / "ckpt.pt").read_bytes()
-    (folder / "cut" / "ckpt.pt").write_bytes(whole[: len(whole) // 2])
-    (folder / "cut" / "ckpt.1.pt").write_bytes(whole[: len(whole) // 3])
-    torch.save(torch.load(trained / "ckpt.pt", weights_only=True) | {"model": {}}, folder / "other" / "ckpt.pt")
-    (folder / "words" / "tokenizer.json").write_text((trained / "tokenizer.json").read_text() + "\n")
-    weights = (trained / "model.safetensors").read_bytes()
-    (folder / "halved" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    (folder / "unweighted" / "model.safetensors").unlink()
-    config = json.loads((trained / "config.json").read_text())
-    (folder / "llama" / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    train.NeoX(train.NeoXConfig(vocab_size=50, block_size=128, n_layer=1, n_head=1, n_embd=16)).save_pretrained(folder / "small")
-    text = "hello world, so many words\n"
-    model = train.NeoX(train.NeoXConfig(vocab_size=len(set(text)), block_size=64, n_layer=1, n_head=1, n_embd=16))
-    model.save_pretrained(folder / "char")
-    sample.tokenizers.train_char(text).save(folder / "char")
+    spoil_datasets(dataset, folder)
+    spoil_runs(trained, folder)
+    save_small_models(folder)
     (folder / "broken.py").write_text("n_layer = = 3\n")
     (folder / "strange.py").write_text("n_heads = 3\n")
     (folder / "typed.py").write_text("batch_size = 'many'\n")
@@ -144,21 +140,65 @@ def places(dataset, trained, tmp_path_factory):
     return {"dataset": dataset, "run": trained, "folder": folder, "run_copy": folder / "run_copy"}
 
 
+def spoil_datasets(dataset, folder):
+    for name in ("odd", "ids", "meta", "keys", "tokenizer", "empty"):
+        shutil.copytree(dataset, folder / name)
+    (folder / "odd/train.bin").write_bytes((dataset / "train.bin").read_bytes()[:-1])
+    np.full(10_000, 60_000, dtype="<u2").tofile(folder / "ids/val.bin")
+    (folder / "meta/meta.json").write_text('{"vocab_size": 10')
+    (folder / "keys/meta.json").write_text('{"vocab_size": 1024}')
+    (folder / "tokenizer/tokenizer.json").write_text('{"model": 3}')
+    (folder / "empty/val.bin").write_bytes(b"")
+
+
+def spoil_runs(trained, folder):
+    for name in ("cut", "other", "words", "halved", "unweighted", "llama"):
+        shutil.copytree(trained, folder / name)
+    whole = (trained / "ckpt.pt").read_bytes()
+    (folder / "cut/ckpt.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "cut/ckpt.1.pt").write_bytes(whole[: len(whole) // 3])
+    checkpoint = torch.load(trained / "ckpt.pt", weights_only=True)
+    torch.save(checkpoint | {"model": {}}, folder / "other/ckpt.pt")
+    tokenizer = (trained / "tokenizer.json").read_text()
+    (folder / "words/tokenizer.json").write_text(tokenizer + "\n")
+    weights = (trained / "model.safetensors").read_bytes()
+    (folder / "halved/model.safetensors").write_bytes(weights[: len(weights) // 2])
+    for name in ("halved", "unweighted", "llama"):  # otherwise they are loaded as runs
+        for file in (folder / name).glob("ckpt*.pt"):
+            file.unlink()
+    (folder / "unweighted/model.safetensors").unlink()
+    config = json.loads((trained / "config.json").read_text())
+    (folder / "llama/config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+
+
+def save_small_models(folder):
+    """Models in Hugging Face folders: one with too small a vocabulary, one of characters."""
+    tiny = {"n_layer": 1, "n_head": 1, "n_embd": 16}
+    model = NeoX(NeoXConfig(vocab_size=50, block_size=128, **tiny))
+    hf.save_pretrained(model, folder / "small")
+    text = "hello world, so many words\n"
+    model = NeoX(NeoXConfig(vocab_size=len(set(text)), block_size=64, **tiny))
+    hf.save_pretrained(model, folder / "char")
+    tokenization.train_char(text).save(folder / "char")
+
+
 def content(places):
     """Every file of the data set, the run and the spoilt copies, by its hash."""
-    files = [f for place in ("dataset", "run", "folder") for f in places[place].rglob("*") if f.is_file()]
+    folders = [places[name] for name in ("dataset", "run", "folder")]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     return {file: hashlib.sha256(file.read_bytes()).digest() for file in files}
 
 
-CASES = [(train, GOOD + add, part) for add, part in TRAIN] + [(sample, add, part) for add, part in SAMPLE]
-CASES += [(eval_script, add, part) for add, part in EVAL] + [(bench, add, part) for add, part in BENCH]
+CASES = [(train, GOOD + add, part) for add, part in TRAIN]
+CASES += [(sample, add, part) for add, part in SAMPLE]
+CASES += [(eval_script, add, part) for add, part in EVAL] + BENCH
 
 
 @pytest.mark.parametrize("script, args, part", CASES, ids=[part for _, _, part in CASES])
 def test_a_mistake_is_one_line(script, args, part, places, monkeypatch, capsys):
     before = content(places)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(configurator, "ROOT", places["folder"])  # not the person's own data and runs
+    monkeypatch.setattr(configurator, "ROOT", places["folder"])  # not the person's own data, runs
     monkeypatch.setattr(sys, "argv", ["script", *(arg.format(**places) for arg in args)])
     with pytest.raises(SystemExit) as ended:
         script.main()
@@ -168,10 +208,117 @@ def test_a_mistake_is_one_line(script, args, part, places, monkeypatch, capsys):
     assert content(places) == before
 
 
-def test_from_the_shell_there_is_no_traceback_and_help_lists_every_setting():
-    for script in ("train.py", "sample.py", "eval.py", "bench.py", "prepare/python.py", "prepare/go.py", "prepare/shakespeare.py"):
-        done = run(script, "--vocab_seize=3", "--tokeniser=bpe", "--sead=3", ok=False)
-        assert done.returncode == 2 and done.stderr.startswith("error: unknown setting"), done.stderr
-        assert done.stderr.count("\n") == 1 and not done.stdout
-        listed = run(script, "--help").stdout
-        assert "Settings, with their defaults:" in listed and listed.count("\n  --") >= 4
+PREPARE = ["prepare/python.py", "prepare/go.py", "prepare/shakespeare.py"]
+TOOLS = sorted(f"tools/{file.name}" for file in (ROOT / "tools").glob("*.py"))
+TOOLS = [script for script in TOOLS if "class Settings" in (ROOT / script).read_text()]
+
+
+@pytest.mark.parametrize(
+    "script", ["train.py", "sample.py", "eval.py", "bench.py", *PREPARE, *TOOLS]
+)
+def test_from_the_shell_there_is_no_traceback_and_help_lists_every_setting(script):
+    done = run(script, "--vocab_seize=3", "--tokeniser=bpe", "--sead=3", ok=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown setting"), done.stderr
+    assert done.stderr.count("\n") == 1 and not done.stdout
+    listed = run(script, "--help").stdout
+    assert "Settings, with their defaults:" in listed
+    settings = own_settings(script)
+    if "(train.Settings)" in (ROOT / script).read_text():
+        assert "python train.py --help lists them" in listed and "--n_layer=" not in listed
+    elif script in PREPARE:
+        assert listed.count("\n  --") >= 4
+        settings += own_settings("prepare/corpus.py") if "shakespeare" not in script else []
+    for key, value in settings:
+        assert f"\n  --{key}={value} " in listed, f"{key} does not fit on one line of {script}"
+
+
+def own_settings(script):
+    """(name, source of its default) of each setting that the script's own class states."""
+    source = (ROOT / script).read_text(encoding="utf-8")
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    body = next(node.body for node in classes if node.name == "Settings")
+    lines = [node for node in body if isinstance(node, ast.Assign)]
+    pairs = [(line.targets[0].id, ast.get_source_segment(source, line.value)) for line in lines]
+    return [(name, value) for name, value in pairs if not name.startswith("_")]
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Writes a script from the source of its Settings and of its main, and returns its path."""
+
+    def make(name, settings, main="print(configurator.load(Settings).lr)"):
+        path = tmp_path / f"{name}.py"
+        path.write_text(f"""\
+import sys, time
+sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
+from parts import configurator
+{settings}
+def main():
+    {main}
+if __name__ == "__main__":
+    configurator.run(main)
+""")
+        return path
+
+    return make
+
+
+def test_help_names_the_script_whose_settings_are_inherited(script):
+    script(
+        "first",
+        """
+class Settings:
+    _script = "first.py"
+    _presets = {"optimizer": {"lion": {"lr": 3e-4}}}
+
+    # Training
+    lr = 1e-3  # peak learning rate
+    optimizer = "adamw"  # adamw, lion
+""",
+    )
+    second = script(
+        "second",
+        """
+import first
+class Settings(first.Settings):
+    repeats = 5  # rounds
+""",
+    )
+    listed = run(second, "--help").stdout
+    assert "--repeats=5" in listed and "--lr" not in listed and "lion" not in listed
+    assert "All settings of first.py may be given too: python first.py --help lists them" in listed
+    assert run(second, "--repeats=2", "--optimizer=lion").stdout == "0.0003\n"
+    listed = run(second.with_name("first.py"), "--help").stdout
+    for part in ("Training", "--lr=1e-3", "peak learning rate", "--optimizer=lion", "lr=0.0003"):
+        assert part in listed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_script_with_one_line_after_it_has_tidied_up(script, number):
+    main = """
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("tidy")
+"""
+    command = [sys.executable, script("waits", "", main)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, out, error) == (130, "tidy\n", "interrupted\n")
+
+
+def test_a_closed_pipe_is_no_error_and_a_bug_has_its_traceback(script):
+    chatty = script("chatty", "", "[print(i) for i in range(100_000)]")
+    process = subprocess.Popen(
+        [sys.executable, chatty], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(30) == 130
+    buggy = run(script("buggy", "", "1 / 0"), ok=False)
+    assert buggy.returncode == 1 and "ZeroDivisionError" in buggy.stderr

@@ -1,4 +1,5 @@
-"""Runs followed by the real MLflow and the real W&B: read back, resumed, and with trackers that are of no use."""
+"""Runs tracked by the real MLflow and the real W&B: read back, resumed, and with trackers that fail
+in every way."""
 
 import http.server
 import json
@@ -22,13 +23,16 @@ SHORT = (*TINY, "--max_iters=20", "--eval_interval=10", "--sample_prompt=def", "
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path, monkeypatch):
+    """No telemetry, no W&B server, and nothing left behind in the folder for temporary files."""
     with tempfile.TemporaryDirectory() as temporary:
-        folders = dict.fromkeys(("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"), str(tmp_path)) | {"TMPDIR": temporary}
-        for name, value in ({"WANDB_MODE": "offline", "MLFLOW_DISABLE_TELEMETRY": "true"} | folders).items():
-            monkeypatch.setenv(name, value)
+        for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+            monkeypatch.setenv(name, str(tmp_path))
+        monkeypatch.setenv("TMPDIR", temporary)
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         yield
-        left = [name for name in os.listdir(temporary) if not name.startswith("db_init_lock")]  # MLflow's, one for each store
-        assert not left
+        lock = "db_init_lock"  # MLflow's, one for each store
+        assert not [name for name in os.listdir(temporary) if not name.startswith(lock)]
 
 
 def free_port():
@@ -41,11 +45,19 @@ def free_port():
 def server(tmp_path, monkeypatch):
     """An MLflow server on loopback with a SQLite store: its process, and the client of its API."""
     mlflow = pytest.importorskip("mlflow")
-    uri = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={uri.rsplit(':')[-1]}", "--workers=1",
-               f"--backend-store-uri=sqlite:///{tmp_path / 'store.db'}", f"--artifacts-destination={tmp_path / 'artifacts'}"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "TMPDIR": str(tmp_path)},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}"]
+    command += ["--workers=1", f"--backend-store-uri=sqlite:///{tmp_path / 'store.db'}"]
+    command += [f"--artifacts-destination={tmp_path / 'artifacts'}"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     for _ in range(1800):
         try:
             urllib.request.urlopen(uri + "/health", timeout=1)
@@ -68,8 +80,13 @@ def curve(out, key):
     return [(m["step"], m[key]) for m in lines(out) if m.get(key) is not None]
 
 
+def run_id(out, tracker):
+    return json.loads((out / f"{tracker}.json").read_text())["id"]
+
+
 def wandb_records(path):
-    """The records of a .wandb file: protocol buffers in LevelDB's log format, blocks of 32 KiB, after 7 bytes of its own."""
+    """The records of a .wandb file: protocol buffers in LevelDB's log format, in blocks of 32 KiB,
+    after 7 bytes of its own."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, position, part, records = path.read_bytes(), 7, b"", []
@@ -87,60 +104,112 @@ def wandb_records(path):
     return records
 
 
-def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(dataset, tmp_path, server, monkeypatch, capfd):
+def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(
+    dataset, tmp_path, server, monkeypatch, capfd
+):
     pytest.importorskip("wandb")
+    out, (_, client) = tmp_path / "run", server
+    settings = [f"--dataset={dataset}", f"--out_dir={out}", *SHORT, "--lr_schedule=constant"]
+    settings += ["--tracker_wait=240", "--mlflow", "--wandb"]
+    assert in_process(monkeypatch, *settings, "--max_iters=10") == 0
+    first = run_id(out, "mlflow"), run_id(out, "wandb")
+    assert in_process(monkeypatch, *settings, "--init_from=auto") == 0
+    evaluated = run("eval.py", f"--ckpt={out}", f"--dataset={dataset}", "--tasks=loss")
+    said = capfd.readouterr().err + evaluated.stderr
+    assert "mlflow:" not in said and "wandb:" not in said
+    tracked = mlflow_has_all(client, out, first[0], dataset)
+    mlflow_serves_the_model(client, out, tracked, tmp_path)
+    wandb_has_all(out, first[1], tmp_path / "wandb")
+
+
+def mlflow_has_all(client, out, first, dataset):
+    (tracked,) = client.search_runs([client.get_experiment_by_name("nanoNeoX").experiment_id])
+    info, params, tags = tracked.info, tracked.data.params, tracked.data.tags
+    assert (info.run_id, info.status, info.run_name) == (first, "FINISHED", "run")
+    meta = json.loads((dataset / "meta.json").read_text())
+    assert params["n_embd"] == "32" and params["versions.torch"]
+    assert params["data.train.sha256"] == meta["train"]["sha256"]
+    made_by = [tags[f"mlflow.source.{key}"] for key in ("name", "git.commit")]
+    assert made_by == ["train.py", params["git.commit"]]
+    assert [i.dataset.name for i in tracked.inputs.dataset_inputs] == [dataset.name]
+    keys = "loss val_loss bits_per_byte lr grad_norm tokens tokens_per_s mfu loss_scale".split()
+    for key in keys:
+        history = client.get_metric_history(first, key)
+        assert [(m.step, m.value) for m in history] == curve(out, key), key
+    elapsed = [int(1000 * seconds) for _, seconds in curve(out, "elapsed")]
+    assert [m.timestamp - info.start_time for m in history] == elapsed
+    evaluation = json.loads((out / "eval.json").read_text())
+    assert tracked.data.metrics["eval_loss"] == evaluation["loss"]
+    folders = ("", "checkpoint", "samples")
+    paths = {item.path for folder in folders for item in client.list_artifacts(first, folder)}
+    assert {"loss.png", "run.json", "metrics.jsonl", "eval.json"} <= paths
+    assert {"checkpoint/ckpt.pt", "samples/step_0000020.txt"} <= paths
+    return tracked
+
+
+def mlflow_serves_the_model(client, out, tracked, tmp_path):
+    """It has its figures, no pickle, and completes prompts where nothing of the repository is."""
     import mlflow
 
-    process, client = server
-    out = tmp_path / "run"
-    settings = [f"--dataset={dataset}", f"--out_dir={out}", *SHORT, "--tracker_wait=240", "--mlflow", "--wandb", "--lr_schedule=constant"]
-    assert in_process(monkeypatch, *settings, "--max_iters=10") == 0
-    first = json.loads((out / "mlflow.json").read_text())["id"], json.loads((out / "wandb.json").read_text())["id"]
-    assert in_process(monkeypatch, *settings, "--init_from=auto") == 0
-    said = capfd.readouterr().err + run("eval.py", f"--ckpt={out}", f"--dataset={dataset}", "--tasks=loss").stderr
-    assert "mlflow:" not in said and "wandb:" not in said
-
-    (tracked,) = client.search_runs([client.get_experiment_by_name("nanoNeoX").experiment_id])
-    assert (tracked.info.run_id, tracked.info.status, tracked.info.run_name) == (first[0], "FINISHED", "run")
-    params, meta = tracked.data.params, json.loads((dataset / "meta.json").read_text())
-    assert params["n_embd"] == "32" and params["data.train.sha256"] == meta["train"]["sha256"] and params["versions.torch"]
-    made_by = [tracked.data.tags[f"mlflow.source.{key}"] for key in ("name", "git.commit")]
-    assert made_by == ["train.py", params["git.commit"]] and [i.dataset.name for i in tracked.inputs.dataset_inputs] == [dataset.name]
-    for key in ("loss", "val_loss", "bits_per_byte", "lr", "grad_norm", "tokens", "tokens_per_s", "mfu", "loss_scale"):
-        history = client.get_metric_history(first[0], key)
-        assert [(m.step, m.value) for m in history] == curve(out, key), key
-    assert [m.timestamp - tracked.info.start_time for m in history] == [int(1000 * seconds) for _, seconds in curve(out, "elapsed")]
-    assert tracked.data.metrics["eval_loss"] == json.loads((out / "eval.json").read_text())["loss"]
-    paths = {item.path for folder in ("", "checkpoint", "samples") for item in client.list_artifacts(first[0], folder)}
-    assert {"loss.png", "run.json", "metrics.jsonl", "eval.json", "checkpoint/ckpt.pt", "samples/step_0000020.txt"} <= paths
-    (model, *_) = mlflow.search_logged_models(experiment_ids=[tracked.info.experiment_id], output_format="list")
+    experiments = [tracked.info.experiment_id]
+    (model, *_) = mlflow.search_logged_models(experiment_ids=experiments, output_format="list")
     figures = {metric.key: metric.value for metric in model.metrics}
-    assert figures["val_loss"] == curve(out, "val_loss")[-1][1] and figures["eval_loss"] == tracked.data.metrics["eval_loss"]
+    assert figures["val_loss"] == curve(out, "val_loss")[-1][1]
+    assert figures["eval_loss"] == tracked.data.metrics["eval_loss"]
     assert mlflow.register_model(model.model_uri, "tiny").version == "1"
     files = {file.name for file in (tmp_path / "artifacts").rglob("*") if file.is_file()}
     assert "model.safetensors" in files and not any(name.endswith(".pkl") for name in files)
-    load = "import mlflow; print(mlflow.pyfunc.load_model('models:/tiny/1').predict(['def f(', 'class '])) "
-    done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)})
-    assert done.stdout.startswith("[") and done.stdout.count("', ") + done.stdout.count('", ') >= 1, done.stdout + done.stderr
+    model = "mlflow.pyfunc.load_model('models:/tiny/1')"
+    load = f"import mlflow; print({model}.predict(['def f(', 'class '])) "
+    done = subprocess.run(
+        [sys.executable, "-c", load],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    texts = done.stdout.count("', ") + done.stdout.count('", ')
+    assert done.stdout.startswith("[") and texts >= 1, done.stdout + done.stderr
 
-    offline = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+def wandb_has_all(out, first, folder):
+    offline = sorted(folder.glob("offline-run-*/*.wandb"))
     records = [record for file in offline for record in wandb_records(file)]
-    assert len(offline) == 3 and {r.run.run_id for r in records if r.HasField("run")} == {first[1]}
-    config = {item.key: json.loads(item.value_json) for item in next(r for r in records if r.HasField("run")).run.config.update}
+    runs = [record.run for record in records if record.HasField("run")]
+    assert len(offline) == 3 and {one.run_id for one in runs} == {first}
+    config = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
     assert config["n_embd"] == 32 and "git.commit" in config
-    history = [{i.key or i.nested_key[0]: i.value_json for i in r.history.item} for r in records if r.HasField("history")]
+    history = [
+        {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
     for key in ("loss", "val_loss", "bits_per_byte", "lr", "grad_norm"):
         got = [(json.loads(row["step"]), json.loads(row[key])) for row in history if key in row]
         assert got == [(step, pytest.approx(value)) for step, value in curve(out, key)], key
     assert any("sample" in row for row in history) and any("plot" in row for row in history)
-    artifacts = [{entry.path for entry in r.artifact.manifest.contents} for r in records if r.HasField("artifact")]
-    assert {"ckpt.pt", "model.safetensors", "loss.png"} <= artifacts[0] and "eval.json" in artifacts[-1]
+    artifacts = [
+        {entry.path for entry in record.artifact.manifest.contents}
+        for record in records
+        if record.HasField("artifact")
+    ]
+    assert {"ckpt.pt", "model.safetensors", "loss.png"} <= artifacts[0]
+    assert "eval.json" in artifacts[-1]
 
-    # The server is killed in the midst of a run, which ends as if nothing had happened.
-    out = tmp_path / "bereft"
-    settings = [f"--dataset={dataset}", f"--out_dir={out}", *TINY, "--max_iters=100000", "--eval_interval=0", "--tracker_wait=60"]
-    training = subprocess.Popen([sys.executable, ROOT / "train.py", *settings, "--mlflow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (out / "mlflow.json").exists() or "tokens" not in (out / "mlflow.json").read_text():
+
+def test_a_server_that_is_killed_costs_a_run_nothing(dataset, tmp_path, server):
+    process, _ = server
+    out = tmp_path / "run"
+    settings = [f"--dataset={dataset}", f"--out_dir={out}", *TINY, "--mlflow", "--tracker_wait=60"]
+    settings += ["--max_iters=100000", "--eval_interval=0"]
+    training = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    state = out / "mlflow.json"
+    while not state.exists() or "tokens" not in state.read_text():
         assert training.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
@@ -153,38 +222,90 @@ def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(da
     assert [m["step"] for m in lines(out)] == list(range(1, len(lines(out)) + 1))
 
 
-def test_trackers_that_are_down_refuse_or_hang_cost_a_run_nothing(dataset, tmp_path, monkeypatch, capfd):
-    class Refusing(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_error(403)
+class Refusing(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(403)
 
-        do_POST = do_GET
-        log_message = lambda *_: None  # noqa: E731
+    do_POST = do_GET
 
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def useless():
+    """The addresses of three servers, by what is wrong with them."""
     refusing = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=refusing.serve_forever, daemon=True).start()
     hanging = socket.create_server(("127.0.0.1", 0))  # takes connections, and never answers
-    address = lambda port: f"http://127.0.0.1:{port}"  # noqa: E731
-    servers = {"down": address(free_port()), "refusing": address(refusing.server_port), "hanging": address(hanging.getsockname()[1])}
-    for name, uri in servers.items():
+    ports = {"down": free_port(), "refusing": refusing.server_port}
+    ports["hanging"] = hanging.getsockname()[1]
+    yield {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    refusing.shutdown()
+    refusing.server_close()
+    hanging.close()
+
+
+def test_trackers_that_are_down_refuse_or_hang_cost_a_run_nothing(
+    dataset, tmp_path, useless, monkeypatch, capfd
+):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    for name, uri in useless.items():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("WANDB_BASE_URL", uri)
         trackers = ("mlflow", "wandb") if name == "hanging" else ("mlflow",)
-        for variable, value in {"MLFLOW_TRACKING_URI": uri, "WANDB_MODE": "online", "WANDB_BASE_URL": uri, "WANDB_API_KEY": "0" * 40}.items():
-            monkeypatch.setenv(variable, value)
-        settings = [*SHORT, *(f"--{tracker}" for tracker in trackers), f"--tracker_wait={5 if name == 'hanging' else 240}"]
-        code, (output, errors) = in_process(monkeypatch, f"--dataset={dataset}", f"--out_dir={tmp_path / name}", *settings), capfd.readouterr()
+        settings = [f"--dataset={dataset}", f"--out_dir={tmp_path / name}", *SHORT]
+        settings += [f"--{tracker}" for tracker in trackers]
+        settings += [f"--tracker_wait={5 if name == 'hanging' else 240}"]
+        code, (output, errors) = in_process(monkeypatch, *settings), capfd.readouterr()
         assert code == 0 and "done at step 20" in output, (name, output, errors)
         for tracker in trackers:
-            assert errors.count(f"\n{tracker}: ") == 1 and f"python parts/tracking.py --to={tracker} --run=" in errors, (name, errors)
-        assert len(curve(tmp_path / name, "loss")) == 20 and len(curve(tmp_path / name, "val_loss")) == 3
+            assert errors.count(f"\n{tracker}: ") == 1, (name, errors)
+            assert f"python tools/track.py --to={tracker} --run=" in errors, (name, errors)
+        assert len(curve(tmp_path / name, "loss")) == 20
+        assert len(curve(tmp_path / name, "val_loss")) == 3
 
     # What was down has come up: the run is sent now.
     out = tmp_path / "down"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'later.db'}")
     (out / "eval.json").write_text('{"mine_pass@1": 0.25}')
-    assert "is in mlflow" in run("parts/tracking.py", f"--run={out}", "--to=mlflow", cwd=tmp_path).stdout
+    sent = run("tools/track.py", f"--run={out}", "--to=mlflow", cwd=tmp_path)
+    assert "is in mlflow" in sent.stdout
     with sqlite3.connect(tmp_path / "later.db") as store:
         rows = store.execute("SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step")
         assert rows.fetchall() == curve(out, "loss")
-        assert store.execute("SELECT value FROM metrics WHERE key = 'eval_mine_pass_at_1'").fetchall() == [(0.25,)]
-    done = run("parts/tracking.py", f"--run={tmp_path}", ok=False)
-    assert done.returncode == 2 and "is not a run's folder" in done.stderr and done.stderr.count("\n") == 1
+        rows = store.execute("SELECT value FROM metrics WHERE key = 'eval_mine_pass_at_1'")
+        assert rows.fetchall() == [(0.25,)]
+    done = run("tools/track.py", f"--run={tmp_path}", ok=False)
+    assert done.returncode == 2 and "is not a run's folder" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb"])
+def test_without_the_package_the_run_goes_on_and_is_told_how_to_install_it(
+    tracker, dataset, tmp_path, monkeypatch, capfd
+):
+    missing = tmp_path / "missing"
+    missing.mkdir()
+    words = f"No module named '{tracker}'"
+    (missing / f"{tracker}.py").write_text(f'raise ModuleNotFoundError("{words}")\n')
+    monkeypatch.setenv("PYTHONPATH", str(missing))  # for the process that sends the run
+    out = tmp_path / "run"
+    settings = [f"--dataset={dataset}", f"--out_dir={out}", *SHORT, f"--{tracker}"]
+    code, (output, errors) = in_process(monkeypatch, *settings), capfd.readouterr()
+    assert code == 0 and "done at step 20" in output, (output, errors)
+    (line,) = [line for line in errors.splitlines() if line.startswith(f"{tracker}: ")]
+    assert "pip install -r requirements-track.txt" in line and words in line
+    assert f"python tools/track.py --to={tracker} --run={out}" in line
+
+
+def test_how_train_py_starts_it_is_no_setting():
+    shown = run("tools/track.py", "--help").stdout
+    assert "--run=" in shown and "--to=" in shown and "--follow" not in shown
+    # The process must start quickly: a tracker's package, or torch, is loaded when it is needed.
+    heavy = "{'torch', 'numpy', 'mlflow', 'wandb', 'tokenizers'}"
+    code = f"import sys, parts.tracking; print(sorted({heavy} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

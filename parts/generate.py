@@ -1,0 +1,358 @@
+"""Generation: a cached decoder, sampling, and healed prompts. Tokens are yielded as they are made.
+
+    prompt = read_prompt(tokenizer, "def f(")
+    for step in stream(model, [prompt.ids], 100, first_ids=[prompt.first_ids], seed=1):
+        ...  # one new token id for each row, None for rows that have ended
+
+Shapes as in model.py: B rows, T tokens, C = n_embd, H heads, D = C / H, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from model import ACTIVATIONS, NeoX
+from parts.configurator import say
+from parts.fast import twin
+from parts.tokenizer import Tokenizer
+
+
+class Prompt(NamedTuple):
+    ids: list[int]  # what the model reads, the end-of-text token first
+    first_ids: list[int] | None  # the tokens of which the first new one must be one; None: any
+    healed: int  # bytes of the prompt that the first new token repeats
+
+
+def read_prompt(tokenizer: Tokenizer, text: str, special: bool = True) -> Prompt:
+    """A text as the model wants it: after the end-of-text token, as every document in training, and
+    healed, so that it may end inside a word (`Tokenizer.heal`). special: "<|endoftext|>" and its
+    like in the text become their ids. ValueError for a character that the tokenizer lacks."""
+    start = [] if tokenizer.eot is None else [tokenizer.eot]
+    ids = start + tokenizer.encode(text, special)
+    ids, last, first_ids = tokenizer.heal(ids or tokenizer.encode("\n"))
+    return Prompt(ids, first_ids, len(last))
+
+
+def completion(tokenizer: Tokenizer, ids: Iterable[int], healed: int = 0, stop=()) -> str:
+    """The text of new token ids, less the `healed` bytes that repeat the prompt's end, up to the
+    first of the stop texts."""
+    special = set(tokenizer.special.values())
+    data = b"".join(tokenizer.token_bytes(i) for i in ids if i not in special)[healed:]
+    return until(data.decode(errors="replace"), stop)
+
+
+def text_pieces(
+    tokenizer: Tokenizer, ids: Iterable[int], healed: int = 0, stop=()
+) -> Iterator[str]:
+    """The same, piece by piece as the ids come; half a character, or what may be the beginning of a
+    stop text, waits for the next one."""
+    data, shown = b"", 0
+    special = set(tokenizer.special.values())
+    longest = max(map(len, stop), default=1)
+    for token in ids:
+        data += b"" if token in special else tokenizer.token_bytes(token)
+        ready = until(data[healed:].decode(errors="replace"), stop).rstrip("\ufffd")
+        end = max(len(ready) - longest + 1, shown)
+        yield ready[shown:end]
+        shown = end
+    yield until(data[healed:].decode(errors="replace"), stop)[shown:]
+
+
+def until(text: str, stop: Iterable[str]) -> str:
+    """The text up to the first of the stop texts."""
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
+def generate(model: NeoX, prompts: list[list[int]], max_new_tokens: int, **how) -> list[list[int]]:
+    """What `stream` yields, collected: the new token ids of each row."""
+    outputs = [[] for _ in prompts]
+    for step in stream(model, prompts, max_new_tokens, **how):
+        for output, token in zip(outputs, step):
+            if token is not None:
+                output.append(token)
+    return outputs
+
+
+@torch.inference_mode()
+def stream(
+    model: NeoX,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    stop_ids: Iterable[int] = (),
+    stop: Callable[[list[int]], bool] | None = None,
+    first_ids: list[list[int] | None] | None = None,
+    seed: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[list[int | None]]:
+    """Continue all prompts together. Yields one new token id for each row, None for rows that have
+    ended, until all have.
+
+    prompts: token id lists of any lengths from 1 (else ValueError). temperature 0 takes the
+    likeliest token; top_k=0 and top_p=1 keep all. repetition_penalty: as in CTRL (Keskar et al.
+    2019, https://arxiv.org/abs/1909.05858, section 4.1), over prompt and output. stop_ids: a row
+    ends with the first such token. stop: given a row's output so far, says whether the row has
+    ended. first_ids: for each row, the tokens of which its first must be one.
+
+    The context window: the model sees at most block_size tokens. When they are full, the oldest
+    half is dropped and the rest read again from position 0, so that nearly every token costs one
+    step, and at least half a window is in sight. A longer prompt loses its beginning in the same
+    way. All rows of a batch share the window: short prompts are padded on the left, and attention
+    ignores the padding. With and without the cache the model sees the same tokens at every step, so
+    both give the same output, except for rounding when two tokens are almost equally likely.
+
+    Everything runs in the dtype of the model's weights, except for choosing tokens, which is in
+    float32, as is attention to the cache on a CPU."""
+    if not prompts or not all(prompts):
+        raise ValueError("every prompt needs at least one token")
+    device = model.cos.device
+    rows = Rows(prompts, max_new_tokens, model.config, device)
+    decoder = Decoder(model, len(prompts)) if use_cache and decoder_agrees(model) else None
+    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+
+    def pick(logits, first):
+        """The next token id of each row, from logits (B, V)."""
+        logits = logits.float()
+        if repetition_penalty != 1:
+            scaled = logits / repetition_penalty, logits * repetition_penalty
+            logits = torch.where(rows.seen, torch.where(logits > 0, *scaled), logits)
+        if first and first_ids:
+            keep_only(logits, first_ids)
+        return choose(logits, temperature, top_k, top_p, generator)
+
+    return steps(model, rows, decoder, pick, max_new_tokens, set(stop_ids), stop)
+
+
+@torch.inference_mode()
+def steps(model, rows, decoder, pick, max_new_tokens, stop_ids, stop):
+    """The steps that `stream` promises."""
+    training = model.training
+    model.eval()
+    outputs = [[] for _ in rows.tokens]
+    ended = [False] * len(outputs)
+    try:
+        for number in range(max_new_tokens):
+            ids, start, mask = rows.window(cached=decoder is not None)
+            if decoder:
+                logits = decoder(ids, start, mask)
+            else:
+                logits = model.logits(model.hidden(ids, mask)[:, -1])
+            step = rows.append(pick(logits, first=number == 0))
+            for row, token in enumerate(step):
+                if ended[row]:
+                    step[row] = None
+                    continue
+                outputs[row].append(token)
+                ended[row] = token in stop_ids or bool(stop and stop(outputs[row]))
+            yield step
+            if all(ended):
+                break
+    finally:
+        model.train(training)
+
+
+class Rows:
+    """The tokens of a batch: prompts, padded on the left to one length, and what was generated."""
+
+    def __init__(self, prompts, max_new_tokens, config, device):
+        B, self.end = len(prompts), max(map(len, prompts))
+        self.block_size = config.block_size
+        self.tokens = torch.zeros(B, self.end + max_new_tokens, dtype=torch.long, device=device)
+        self.real = torch.ones_like(self.tokens, dtype=torch.bool)  # False where a row is padded
+        self.seen = torch.zeros(B, config.vocab_size, dtype=torch.bool, device=device)
+        for row, prompt in enumerate(prompts):
+            self.tokens[row, self.end - len(prompt) : self.end] = torch.tensor(prompt)
+            self.real[row, : self.end - len(prompt)] = False
+            self.seen[row, prompt] = True
+        self.padded = not bool(self.real.all())
+        self.start, self.cached = 0, 0  # the window's first column, and how many were read before
+
+    def window(self, cached):
+        """(ids, start, mask) for the next step: the tokens to read (B, T), their first position in
+        the window, and the attention mask (B, 1, T, start + T), None if nothing is padded."""
+        while self.end - self.start > self.block_size:
+            self.start, self.cached = self.start + max(self.block_size // 2, 1), 0
+        first = self.cached if cached else 0
+        T = self.end - self.start - first
+        self.cached = self.end - self.start
+        mask = None
+        if self.padded:
+            mask = self.real[:, None, None, self.start : self.end]
+            if T > 1:  # padding sees itself: a softmax over nothing is NaN
+                square = torch.ones(T, T, dtype=torch.bool, device=mask.device)
+                mask = mask & square.tril() | torch.eye(T, dtype=torch.bool, device=mask.device)
+        return self.tokens[:, self.end - T : self.end], first, mask
+
+    def append(self, ids):
+        """Add a column of new token ids (B), and return it as a list."""
+        self.tokens[:, self.end] = ids
+        self.seen.scatter_(1, ids[:, None], True)
+        self.end += 1
+        return ids.tolist()
+
+
+def keep_only(logits, allowed):
+    """Set the logits (B, V) of all tokens but each row's allowed ones to -inf, in place."""
+    for row, ids in enumerate(allowed):
+        if ids is not None:
+            kept = logits[row, ids]
+            logits[row] = -math.inf
+            logits[row, ids] = kept
+
+
+def choose(logits, temperature, top_k, top_p, generator):
+    """One token id for each row of logits (B, V), float32: top-k first, then top-p (nucleus
+    sampling, Holtzman et al. 2019, https://arxiv.org/abs/1904.09751)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities, V = (logits / temperature).softmax(dim=-1), logits.size(-1)
+    k = top_k if 0 < top_k < V else V
+    if k == V and top_p == 1:
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    # Sorting the whole vocabulary takes as long as the network, so 512 first.
+    likeliest, ids = probabilities.topk(min(k, 512))
+    if k > 512 and (k < V or (likeliest.sum(dim=-1) < top_p).any()):
+        likeliest, ids = probabilities.topk(k)
+    if k < V:
+        likeliest = likeliest / likeliest.sum(dim=-1, keepdim=True)
+    surplus = likeliest.cumsum(dim=-1) - likeliest >= top_p  # the likeliest token always stays
+    drawn = torch.multinomial(likeliest.masked_fill(surplus, 0), 1, generator=generator)
+    return ids.gather(1, drawn)[:, 0]
+
+
+# --- the fast form of the network for one new token at a time -------------------------------------
+
+
+class Stage(NamedTuple):
+    """One LayerNorm, one product in and one product out: a parallel block, or half of another."""
+
+    attention: bool  # what it holds
+    mlp: bool
+    weight_in: torch.Tensor  # (3 C and n_read, C), the LayerNorm's scale multiplied in
+    bias_in: torch.Tensor
+    weight_out: torch.Tensor  # (C, C and n_inner)
+    bias_out: torch.Tensor
+
+
+class Decoder:
+    """A NeoX with a key/value cache, computed in fewer and larger steps: for one token at a time
+    each call of an operator costs as much as its arithmetic. It copies the blocks' weights, so
+    later changes to them have no effect.
+
+    The scale and shift of a LayerNorm are folded into the projection that reads it. The two
+    LayerNorms of a parallel block then give the same tensor, so that its two projections in become
+    one, and its two projections out as well: one stage. Other blocks are two stages."""
+
+    def __init__(self, model: NeoX, B: int):
+        self.model, c = model, model.config
+        table = model.gpt_neox.embed_in.weight
+        # MKL multiplies a row by a wide matrix 1.2 times as fast when it lies column by column.
+        self.by_input = B == 1 and table.device.type == "cpu"
+        self.stages = [stage for layer in model.gpt_neox.layers for stage in self.fold(layer)]
+        self.head = self.relaid(model.embed_out.weight)
+        half = c.rotary_dim // 2  # sin with the signs that `rotate` gives the halves
+        self.sin = torch.cat((-model.sin[:, :half], model.sin[:, half:]), dim=1)
+        # On a CPU attention to one token takes a fifth to a quarter of the time in float32.
+        wide = torch.float32 if table.device.type == "cpu" else table.dtype
+        shape = (c.n_layer, 2, B, c.n_head, c.block_size, c.head_dim)
+        self.cache = table.new_zeros(shape, dtype=torch.promote_types(wide, table.dtype))
+
+    def relaid(self, weight):
+        return weight.t().contiguous().t() if self.by_input else weight
+
+    def fold(self, layer):
+        """The stages of a block."""
+        attention = (
+            layer.input_layernorm,
+            layer.attention.query_key_value,
+            layer.attention.dense,
+        )
+        mlp = layer.post_attention_layernorm, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h
+        together = [[attention, mlp]] if layer.parallel_residual else [[attention], [mlp]]
+        for parts in together:
+            weight = torch.cat([reads.weight * norm.weight for norm, reads, _ in parts])
+            bias = torch.cat([reads.bias + reads.weight @ norm.bias for norm, reads, _ in parts])
+            weight_out = torch.cat([writes.weight for _, _, writes in parts], dim=1)
+            bias_out = sum(writes.bias for _, _, writes in parts)
+            has = attention in parts, mlp in parts
+            yield Stage(*has, self.relaid(weight), bias, weight_out, bias_out)
+
+    def __call__(self, idx, start, mask=None):
+        """idx (B, T), at positions start .. start + T - 1, to the logits (B, V) after the last.
+
+        Either T = 1 or start = 0: what stands before is in the cache. mask: None if all is real,
+        else boolean, (B, 1, T, start + T)."""
+        (B, T), c = idx.shape, self.model.config
+        position = slice(start, start + T)
+        caches = iter(self.cache.unbind(0))
+        x = self.model.gpt_neox.embed_in(idx).view(B * T, c.n_embd)
+        for stage in self.stages:
+            h = F.layer_norm(x, (c.n_embd,), eps=c.norm_eps)
+            # Biases are added apart: oneDNN's bfloat16 product with a bias is slow (1.07 times the
+            # tokens/s of 8 rows).
+            h = F.linear(h, stage.weight_in).add_(stage.bias_in)
+            parts = []
+            if stage.attention:
+                heads = h[:, : 3 * c.n_embd].view(B, T, c.n_head, 3, -1)
+                y = self.attend(heads, next(caches), position, mask)
+                parts.append(y.reshape(B * T, c.n_embd).to(x.dtype))
+            if stage.mlp:
+                parts.append(ACTIVATIONS[c.activation](h[:, -c.n_read :]))
+            x = x + F.linear(torch.cat(parts, dim=1), stage.weight_out).add_(stage.bias_out)
+        x = self.model.gpt_neox.final_layer_norm(x.view(B, T, -1)[:, -1])
+        return F.linear(x, self.head)
+
+    def attend(self, heads, cache, position, mask):
+        """heads (B, T, H, 3, D) and one layer's cache (2, B, H, block_size, D) to (B, T, H, D)."""
+        T, dim = heads.size(1), self.model.config.rotary_dim
+        qkv = heads.to(cache.dtype).permute(3, 0, 2, 1, 4)  # (3, B, H, T, D)
+        turned = qkv[:2, ..., :dim]  # queries and keys in place; `rotate` with half the operators
+        swapped = turned.roll(dim // 2, dims=-1)
+        turned.mul_(self.model.cos[position]).addcmul_(swapped, self.sin[position])
+        cache[:, :, :, position] = qkv[1:]
+        k, v = cache[:, :, :, : position.stop]
+        causal = mask is None and T > 1
+        y = F.scaled_dot_product_attention(qkv[0], k, v, mask, is_causal=causal)
+        return y.transpose(1, 2)
+
+
+AGREES = {}  # what `decoder_agrees` found, by the model's settings and classes
+
+
+def decoder_agrees(model: NeoX) -> bool:
+    """Whether the Decoder computes what model.py computes: tried on a `twin` of the model, over a
+    whole context. Says so where it does not."""
+    kind = f"{model.config} {set(map(type, model.modules()))}"
+    if kind not in AGREES:
+        reason = ""
+        try:
+            AGREES[kind] = decodes(twin(model))
+        except Exception as error:  # whatever a changed model raises here, the plain form can run
+            AGREES[kind], reason = False, f" ({type(error).__name__}: {error})"
+        if not AGREES[kind]:
+            say(
+                "model.py was changed: the cached decoder is off, generation follows model.py "
+                f"without a cache, more slowly{reason}"
+            )
+    return AGREES[kind]
+
+
+@torch.no_grad()
+def decodes(model):
+    """Whether the Decoder's logits are the model's, reading a whole context and then one token."""
+    T = model.config.block_size
+    generator = torch.Generator().manual_seed(0)
+    idx = torch.randint(model.config.vocab_size, (1, T), generator=generator)
+    model.eval()
+    expected = model.logits(model.hidden(idx))[0]
+    decoder = Decoder(model, 1)
+    steps = [(0, T)] if T == 1 else [(0, T - 1), (T - 1, T)]
+    found = torch.cat([decoder(idx[:, start:stop], start) for start, stop in steps])
+    expected = expected[[stop - 1 for _, stop in steps]]
+    return bool((found - expected).norm() <= 1e-6 * expected.norm())

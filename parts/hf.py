@@ -1,0 +1,198 @@
+"""Hugging Face's GPT-NeoX: its weights and configurations in and out."""
+
+import json
+import pickle  # for the name of an error
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from model import ACTIVATIONS, NeoX, NeoXConfig
+from parts.files import write_json, write_whole
+from parts.generate import decoder_agrees
+
+
+def from_pretrained(name: str | Path) -> NeoX:
+    """A model with the weights of a Hugging Face GPT-NeoX checkpoint: a folder, or a name on the
+    hub such as `EleutherAI/pythia-70m` (`name@revision` for one of its training steps).
+
+    ValueError or OSError says what is wrong."""
+    folder = Path(name) if Path(name).is_dir() else download(str(name))
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model = NeoX(config_from_hf(raw))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is not a GPT-NeoX configuration: {error!r}"
+        ) from None
+    # Pythia's older files carry the causal mask and the rotary frequencies, which we compute.
+    computed = (".attention.bias", ".masked_bias", "rotary_emb.inv_freq")
+    state = {k: v for k, v in read_weights(folder).items() if not k.endswith(computed)}
+    if model.config.tie_embeddings:
+        state.setdefault("embed_out.weight", state.get("gpt_neox.embed_in.weight"))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from None
+    return model
+
+
+def save_pretrained(model: NeoX, folder: str | Path, eot: int | None = None, **extra):
+    """Write config.json and model.safetensors as Hugging Face's GPT-NeoX has them, each moved into
+    place when whole. With the tokenizer's files beside them, transformers' AutoModelForCausalLM and
+    AutoTokenizer load the folder.
+
+    eot: id of the end-of-text token. extra: further keys for config.json, which other readers
+    ignore. ValueError where Hugging Face's GPT-NeoX would compute something else."""
+    from safetensors.torch import save
+
+    raw = config_to_hf(model.config) | {"bos_token_id": eot, "eos_token_id": eot} | extra
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    refuse_what_was_changed(model, state.keys())
+    if model.config.tie_embeddings:
+        del state["embed_out.weight"]  # the same memory twice, which safetensors refuses
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = save(state, metadata={"format": "pt"})
+    write_whole(folder / "model.safetensors", lambda temporary: temporary.write_bytes(data))
+    write_json(folder / "config.json", raw)
+
+
+def refuse_what_was_changed(model: NeoX, keys):
+    """ValueError where model.py was edited so that it is no longer Hugging Face's GPT-NeoX."""
+    c = model.config
+    if newcomers := sorted(keys - known_keys(c)):
+        raise ValueError(f"Hugging Face's GPT-NeoX has no {', '.join(newcomers[:5])}")
+    if missing := sorted(known_keys(c) - keys):
+        raise ValueError(f"Hugging Face's GPT-NeoX also needs {', '.join(missing[:5])}")
+    x = torch.linspace(-4, 4, 65)
+    gelu = F.gelu(x, approximate="none" if c.activation == "gelu" else "tanh")
+    position = torch.arange(c.block_size)[:, None]
+    pair = torch.arange(c.rotary_dim) % max(c.rotary_dim // 2, 1)
+    angle = position * c.rotary_base ** (-2 * pair / max(c.rotary_dim, 1))
+    same = [
+        decoder_agrees(model),  # the decoder is written for GPT-NeoX, whatever model.py says
+        torch.allclose(ACTIVATIONS[c.activation](x), gelu, atol=1e-5),
+        torch.allclose(model.cos.cpu().float(), angle.cos(), atol=1e-2),
+        torch.allclose(model.sin.cpu().float(), angle.sin(), atol=1e-2),
+    ]
+    if not all(same):
+        raise ValueError("model.py was edited and computes something else than Hugging Face's")
+
+
+def known_keys(config: NeoXConfig) -> set[str]:
+    """The weights of Hugging Face's GPT-NeoX, by name."""
+    parts = (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "attention.query_key_value",
+        "attention.dense",
+        "mlp.dense_h_to_4h",
+        "mlp.dense_4h_to_h",
+    )
+    names = [f"layers.{n}.{part}" for n in range(config.n_layer) for part in parts]
+    keys = {
+        f"gpt_neox.{name}.{kind}"
+        for name in [*names, "final_layer_norm"]
+        for kind in ("weight", "bias")
+    }
+    return keys | {"gpt_neox.embed_in.weight", "embed_out.weight"}
+
+
+def config_to_hf(c: NeoXConfig) -> dict:
+    """NeoXConfig as Hugging Face's config.json; the rotary keys in the form that every version of
+    transformers reads. ValueError for what its GPT-NeoX cannot represent."""
+    if c.activation == "swiglu":
+        raise ValueError("Hugging Face's GPT-NeoX has no swiglu; a run's ckpt.pt holds the model")
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "vocab_size": c.vocab_size,
+        "max_position_embeddings": c.block_size,
+        "num_hidden_layers": c.n_layer,
+        "num_attention_heads": c.n_head,
+        "hidden_size": c.n_embd,
+        "intermediate_size": c.n_inner,
+        "rotary_pct": c.rotary_pct,
+        "rotary_emb_base": c.rotary_base,
+        "use_parallel_residual": c.parallel_residual,
+        "tie_word_embeddings": c.tie_embeddings,
+        "hidden_act": c.activation,
+        "hidden_dropout": c.dropout,
+        "attention_dropout": c.dropout,
+        "layer_norm_eps": c.norm_eps,
+        "attention_bias": True,
+        "torch_dtype": "float32",
+    }
+
+
+def config_from_hf(raw: dict) -> NeoXConfig:
+    """The inverse of `config_to_hf`. ValueError for what this model cannot represent."""
+    # In transformers 5; before it, rotary_pct and rotary_emb_base were keys of their own.
+    rope = raw.get("rope_parameters") or {}
+    if raw.get("model_type") != "gpt_neox":
+        raise ValueError(f"config.json describes a {raw.get('model_type')!r} model, not gpt_neox")
+    scaled = raw.get("rope_scaling") or rope.get("rope_type", "default") != "default"
+    if scaled or not raw.get("attention_bias", True):
+        raise ValueError(
+            "a GPT-NeoX with scaled rotary positions or without attention biases is not supported"
+        )
+    return NeoXConfig(
+        vocab_size=raw["vocab_size"],
+        block_size=raw["max_position_embeddings"],
+        n_layer=raw["num_hidden_layers"],
+        n_head=raw["num_attention_heads"],
+        n_embd=raw["hidden_size"],
+        n_inner=raw["intermediate_size"],
+        rotary_pct=rope.get("partial_rotary_factor", raw.get("rotary_pct", 0.25)),
+        rotary_base=rope.get("rope_theta", raw.get("rotary_emb_base", 10000)),
+        parallel_residual=raw.get("use_parallel_residual", True),
+        tie_embeddings=raw.get("tie_word_embeddings", False),
+        dropout=raw.get("hidden_dropout", 0.0),
+        activation=raw.get("hidden_act", "gelu"),
+        norm_eps=raw.get("layer_norm_eps", 1e-5),
+    )
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint folder, whole or in shards; .bin files are read without running
+    anything in them. ValueError where there are none, or damaged ones."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    safe, pickled = sorted(folder.glob("model*.safetensors")), sorted(folder.glob("pytorch_model*"))
+    pickled = [file for file in pickled if file.suffix == ".bin"]
+    if not safe and not pickled:
+        raise ValueError(f"{folder} holds no model.safetensors and no pytorch_model.bin")
+    state = {}
+    for file in safe or pickled:
+        try:
+            if safe:
+                part = load_file(file)
+            else:
+                part = torch.load(file, map_location="cpu", weights_only=True)
+        except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{file} cannot be read, it may be cut short: {error}") from None
+        # transformers 5 calls the head lm_head in memory, but files have always said embed_out.
+        state |= {"embed_out.weight" if k == "lm_head.weight" else k: v for k, v in part.items()}
+    return state
+
+
+def download(name: str) -> Path:
+    """The folder in the local cache to which a model of the Hugging Face hub was downloaded,
+    tokenizer included. ValueError where that failed."""
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = name.partition("@")
+    try:
+        files = ["config.json", "*.safetensors", "tokenizer*"]
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
+        if not list(folder.glob("*.safetensors")):
+            files = ["pytorch_model*.bin"]  # some of Pythia's earlier steps have only these
+            folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
+        return folder
+    except Exception as error:
+        raise ValueError(
+            f"{name} is neither a folder here nor a model that the hub gave: "
+            f"{type(error).__name__}: {error}"
+        ) from None

@@ -1,0 +1,293 @@
+"""Programming problems: a prompt, a known solution, and tests.
+
+HumanEval (Chen et al. 2021), the Go part of HumanEval-X (Zheng et al. 2023), and the repository's
+own in tasks/*.jsonl. Small models solve few of them, so it is also measured how likely they find
+the known solution, and whether likelier than its mutants.
+"""
+
+import functools
+import gzip
+import json
+import math
+import os
+import random
+import tempfile
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from parts import configurator
+from parts.files import write_whole
+from tasks import sandbox
+from tasks.code import lex
+from tasks.places import Place
+from tasks.scoring import score
+from tasks.task import Examinee, Options, Task
+from tasks.writing import Writer, write_bodies
+
+# --- reading them ---------------------------------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    id: str
+    language: str
+    prompt: str
+    solution: str
+    test: str
+    name: str  # of the function; Python only
+    imports: str  # at the top of the prompt; Go only
+    test_setup: str  # what the tests need: package, imports, ...; Go only
+
+
+def read_problem(row: dict, language: str) -> Problem:
+    return Problem(
+        row["task_id"],
+        language,
+        row["prompt"],
+        row["canonical_solution"],
+        row["test"],
+        row.get("entry_point", ""),
+        row.get("import", ""),
+        row.get("test_setup", ""),
+    )
+
+
+def read_problems(name: str, files: list[Path], language: str) -> list[Problem]:
+    """The problems in .jsonl or .jsonl.gz files. ValueError or OSError says what is wrong."""
+    problems = []
+    for file in files:
+        data = file.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        for number, line in enumerate(data.decode("utf-8").splitlines(), 1):
+            try:
+                row = json.loads(line)
+                go = "declaration" in row  # so it is HumanEval-X's
+                if name == "mine" or go == (language == "go"):
+                    problems.append(read_problem(row, language))
+            except (ValueError, KeyError, TypeError) as error:
+                why = f"it lacks {error}" if isinstance(error, KeyError) else error
+                raise ValueError(
+                    f"{file}, line {number}, is not a problem in HumanEval's format: {why}"
+                ) from None
+    if not problems:
+        raise ValueError(f"{', '.join(map(str, files))} holds no problem of {name}")
+    return problems
+
+
+def fetched(url: str) -> Path:
+    """The file in data/ that the URL is downloaded to, once."""
+    file = configurator.ROOT / "data" / url.split("/")[-1]
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                data = answer.read()
+        except OSError as error:
+            raise ValueError(
+                f"{url} could not be downloaded ({error}); save it as {file}"
+            ) from None
+        write_whole(file, lambda temporary: temporary.write_bytes(data))
+    return file
+
+
+# --- mutants --------------------------------------------------------------------------------------
+
+
+def pieces(text: str, language: str) -> list[tuple[str, str]]:
+    """(class, text) of each piece of code, as `lex` cuts it."""
+    source = text.encode()
+    return [(kind, source[begin:end].decode()) for kind, begin, end in lex(source, language)]
+
+
+def join(solution: list[tuple[str, str]]) -> str:
+    return "".join(text for _, text in solution)
+
+
+def code_in(solution: list[tuple[str, str]]) -> list[int]:
+    return [n for n, (kind, _) in enumerate(solution) if kind not in ("whitespace", "comment")]
+
+
+def exchange(solution: list[tuple[str, str]], rng: random.Random) -> str:
+    """Two neighbouring pieces of code change places."""
+    changed, code = list(solution), code_in(solution)
+    if len(code) > 1:
+        n = rng.randrange(len(code) - 1)
+        a, b = code[n], code[n + 1]
+        changed[a], changed[b] = changed[b], changed[a]
+    return join(changed)
+
+
+def replace(
+    solution: list[tuple[str, str]], known: set[tuple[str, str]], rng: random.Random
+) -> str:
+    """A piece of code becomes another known one of its class."""
+    changed, code = list(solution), code_in(solution)
+    if code:
+        n = rng.choice(code)
+        old = changed[n]
+        others = sorted(piece for piece in known if piece[0] == old[0] and piece != old)
+        changed[n] = rng.choice(others or [old])
+    return join(changed)
+
+
+def reorder(solution: list[tuple[str, str]], rng: random.Random) -> str:
+    """Two neighbouring lines change places."""
+    lines = join(solution).split("\n")
+    filled = [n for n, line in enumerate(lines) if line.strip()]
+    if len(filled) > 1:
+        n = rng.randrange(len(filled) - 1)
+        a, b = filled[n], filled[n + 1]
+        lines[a], lines[b] = lines[b], lines[a]
+    return "\n".join(lines)
+
+
+def mutants(problem: Problem, count: int = 9) -> list[str]:
+    """Different corruptions of the known solution, the same ones every time: exchange, replace and
+    reorder in turn, each at a random place. None changes the length by much, since a shorter text
+    is likelier. Now and then one is a correct program all the same."""
+    solution = pieces(problem.solution, problem.language)
+    known = set(solution) | set(pieces(problem.prompt, problem.language))
+    changes = (exchange, functools.partial(replace, known=known), reorder)
+    made = [problem.solution]
+    for number in range(count):
+        rng = random.Random(f"{problem.id} {number}")
+        for attempt in range(100):
+            mutant = changes[(number + attempt) % 3](solution, rng=rng)
+            if mutant not in made:
+                made.append(mutant)
+                break
+    return made[1:]
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+class Problems(Task):
+    name = ""  # of the task
+    writes_programs = True
+
+    @classmethod
+    def reads_data(cls, options: Options) -> bool:
+        return False
+
+    def read(self) -> list[Problem]:
+        raise NotImplementedError
+
+    def prepare(self):
+        self.problems = self.read()
+        if self.options.allow_code_execution:
+            if reason := sandbox.missing(self.problems[0].language):
+                raise ValueError(f"--allow_code_execution: {reason}")
+
+    def measure(self, examinee: Examinee) -> dict[str, float]:
+        report = self.likelihood(examinee)
+        if self.options.allow_code_execution:
+            report |= self.pass_rates(examinee)
+        return {f"{self.name}_{key}": value for key, value in report.items()}
+
+    def likelihood(self, examinee: Examinee) -> dict[str, float]:
+        """Bits per byte of the known solutions given their prompts, and how often a solution is
+        likelier than one of its mutants (choice2) and than all of them (choice10)."""
+        eot, sequences, starts = self.tokenizer.eot, [], []
+        choices = [[problem.solution, *mutants(problem)] for problem in self.problems]
+        for problem, solutions in zip(self.problems, choices):
+            size = len(problem.prompt.encode())
+            for solution in solutions:
+                ids = self.tokenizer.encode(problem.prompt + solution)
+                ends = np.cumsum([len(self.tokenizer.token_bytes(i)) for i in ids])
+                start = int(np.searchsorted(ends, size, "right"))  # first to end in the solution
+                sequences.append(ids if eot is None else [eot, *ids])
+                starts.append(max(start, 1) if eot is None else start + 1)
+        stride = max(examinee.network.config.block_size // 2, 1)
+        scores = score(examinee, sequences, starts, stride, self.name)
+        nats = iter([float(one.nats.sum(dtype=np.float64)) for one in scores])
+        total, wins, best = 0.0, [], []
+        for solutions in choices:
+            known, *others = [next(nats) for _ in solutions]
+            total += known
+            wins.append(np.mean([known < other for other in others]))
+            best.append(known < min(others))
+        size = sum(len(problem.solution.encode()) for problem in self.problems)
+        return {
+            "bits_per_byte": total / math.log(2) / size,
+            "choice2": float(np.mean(wins)),
+            "choice10": float(np.mean(best)),
+        }
+
+    def pass_rates(self, examinee: Examinee) -> dict[str, float]:
+        """pass@k of num_samples programs for each problem, for k = 1, 10 and 100 up to that."""
+        n, language = self.options.num_samples, self.problems[0].language
+        jobs = [problem for problem in self.problems for _ in range(n)]
+        places = [Place(problem.prompt, problem.solution, "", "") for problem in jobs]
+        writer = Writer(examinee.network, self.tokenizer, self.options, self.options.temperature)
+        bodies = [body for body, _ in write_bodies(writer, places, language, self.name)]
+        threads = os.cpu_count() if language == "python" else 1
+        progress = dict(desc=f"{self.name}: running", unit="program", leave=False, disable=None)
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(threads) as pool:
+            run = functools.partial(passed, folder=folder)
+            passes = list(tqdm(pool.map(run, jobs, bodies), total=len(jobs), **progress))
+        correct = np.reshape(passes, (len(self.problems), n)).sum(axis=1)
+        return {
+            f"pass@{k}": float(np.mean([pass_at_k(n, c, k) for c in correct]))
+            for k in (1, 10, 100)
+            if k <= n
+        }
+
+
+class HumanEval(Problems):
+    name = "humaneval"
+    url = "https://github.com/openai/human-eval/raw/master/data/HumanEval.jsonl.gz"
+    problems_in = "python"
+
+    def read(self) -> list[Problem]:
+        files = [configurator.locate(file) for file in self.options.file] or [fetched(self.url)]
+        return read_problems(self.name, files, self.problems_in)
+
+
+class HumanEvalX(HumanEval):
+    name = "humaneval-x"
+    url = (
+        "https://github.com/THUDM/CodeGeeX/raw/main/codegeex/benchmark/humaneval-x/go/data/"
+        "humaneval_go.jsonl.gz"
+    )
+    problems_in = "go"
+
+    def prepare(self):
+        super().prepare()
+        testify = Path(sandbox.GO_LIBRARY) / "src/github.com/stretchr/testify"
+        if self.options.allow_code_execution and not testify.is_dir():
+            raise ValueError(
+                "the tests of humaneval-x need testify: "
+                "apt-get install golang-github-stretchr-testify-dev"
+            )
+
+
+class Mine(Problems):
+    name = "mine"
+
+    @classmethod
+    def reads_data(cls, options: Options) -> bool:
+        return not options.language  # then the data set's language is needed
+
+    def read(self) -> list[Problem]:
+        language = self.options.language or self.language or "python"
+        return read_problems(self.name, [Path(__file__).with_name(f"{language}.jsonl")], language)
+
+
+def passed(problem: Problem, body: str, folder: str | None) -> bool:
+    """Whether a body written for the problem passes its tests. folder: for Go's compiler."""
+    if problem.language == "python":
+        program = problem.prompt + body
+        return sandbox.run_python(program, problem.name, problem.prompt, problem.test)[0]
+    program = problem.prompt.replace(problem.imports, "", 1) + body  # gets the imports that it uses
+    return sandbox.run_go(program, problem.test, problem.test_setup, folder)[0]
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that k of n programs, c of them correct, hold a correct one: the estimator of Chen
+    et al. 2021, section 2.1."""
+    return 1.0 if n - c < k else 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))

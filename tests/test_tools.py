@@ -1,0 +1,272 @@
+"""bench.py and tools/: measuring, comparing, planning."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, run
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+import bench
+import optim
+import train
+from model import NeoX, NeoXConfig
+from parts import configurator, fast
+from tools import plan
+
+# --- bench.py -------------------------------------------------------------------------------------
+
+
+def test_bench_takes_a_step_apart_and_plans_for_a_gpu_that_is_not_here():
+    out = run("bench.py", *TINY, "--repeats=2", "--steps=1", "--dtype=float32").stdout
+    pattern = r"nanoNeoX float32 eager +[\d,]+ tokens/s .*% of the peak, 0\.\d+ GiB"
+    assert re.search(pattern, out), out
+    parts = dict(re.findall(r"(data|forward|backward|optimizer) ([\d.]+) ms", out))
+    assert len(parts) == 4 and all(float(value) > 0 for value in parts.values())
+    command = ("tools/plan.py", "--gpu=t4", "config/python_t4.py", "--vocab_size=50304")
+    out = run(*command).stdout
+    largest = int(re.search(r"largest batch_size +(\d+)", out)[1])
+    for batch, verdict in ((largest, ": fits in"), (largest + 1, "DOES NOT FIT")):
+        assert verdict in run(*command, f"--batch_size={batch}").stdout
+
+
+def test_a_peer_takes_train_pys_step_in_parts_that_add_up_and_generates(monkeypatch):
+    argv = ["bench.py", *TINY, "--vocab_size=50", "--new_tokens=4", "--dtype=float16"]
+    monkeypatch.setattr(sys, "argv", argv)
+    seconds = []
+    for kind in ("nanoNeoX", "transformers"):
+        with bench.Process(f"{kind},float16,eager", "train") as process:
+            assert process.ready, process.last_words()
+            answer = process.turn(1)
+            assert set(answer["parts"]) == {"forward", "backward", "data", "optimizer"}
+            seconds.append(answer["seconds"] - sum(answer["parts"].values()))
+        with bench.Process(f"{kind},float32,eager", "generate 8") as process:
+            assert process.ready and process.turn(1)["seconds"] > 0, process.last_words()
+    assert max(seconds) < 0.1
+
+
+def test_a_contender_that_does_not_run_is_left_out_with_the_reason(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.py", *TINY, "--activation=swiglu", "--vocab_size=50"])
+    names = ["nanoNeoX,float32,eager", "transformers,float32,eager"]
+    assert list(bench.race(names, "train", 1, 1, "cpu")) == names[:1]
+    assert (
+        "is left out: ValueError: Hugging Face's GPT-NeoX has no swiglu" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's process table")
+def test_an_idle_contender_uses_no_cpu_whatever_openmp_does(monkeypatch):
+    def cpu_seconds(process):
+        fields = Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    monkeypatch.setattr(sys, "argv", ["bench.py", *TINY, "--vocab_size=50"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with bench.Process("matrix product,float32,eager", "train") as process:
+        process.turn(1)
+        before = cpu_seconds(process)
+        time.sleep(1)
+        assert cpu_seconds(process) - before <= 0.02
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # threads then wait by spinning
+    monkeypatch.setenv("GOMP_SPINCOUNT", "infinite")
+    with bench.Process("matrix product,float32,eager", "train") as process:
+        with pytest.raises(SystemExit):
+            process.turn(1)
+        assert "unset OMP_WAIT_POLICY" in process.last_words()
+
+
+@pytest.mark.parametrize("device, most", [("cuda", 1), ("cpu", 3)])
+def test_contenders_run_one_at_a_time_on_a_gpu_and_in_turns_on_a_cpu(device, most, monkeypatch):
+    alive, turns, counts = set(), [], []
+
+    class Fake:
+        ready = True
+
+        def __init__(self, name, action):
+            self.name = name
+
+        def turn(self, count):
+            turns.append(self.name)
+            counts.append(len(alive))
+            return {"seconds": 1.0}
+
+        def __enter__(self):
+            alive.add(self.name)
+            return self
+
+        def __exit__(self, *_):
+            alive.discard(self.name)
+
+    monkeypatch.setattr(bench, "Process", Fake)
+    answers = bench.race(["a", "b", "c"], "train", 1, 2, device)
+    assert {name: len(answer) for name, answer in answers.items()} == {"a": 2, "b": 2, "c": 2}
+    assert max(counts) == most
+    assert turns == (list("aaaabbbbcccc") if device == "cuda" else list("abc") * 4)
+
+
+def test_help_lists_what_a_person_may_set_and_nothing_internal():
+    out = run("bench.py", "--help").stdout
+    assert "--peers" in out and "contender=" not in out
+
+
+# --- plan.py --------------------------------------------------------------------------------------
+
+LONG_SHAPES = [  # more than 512 tokens, so that attention is the fused one that GPUs use
+    dict(n_layer=3, n_head=4, n_embd=64, vocab_size=300, block_size=520),
+    dict(n_layer=6, n_head=6, n_embd=96, vocab_size=1000, block_size=600, tie_embeddings=True),
+    dict(n_layer=2, n_head=2, n_embd=80, vocab_size=500, block_size=530)
+    | dict(parallel_residual=False, activation="swiglu"),
+]
+
+
+def bytes_for_backward(model, run):
+    """What autograd keeps of run() until backward, each storage once, without weights and
+    buffers."""
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            # Holding it, so that no address is used twice.
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", LONG_SHAPES)
+def test_activations_are_what_autograd_keeps(shape, dtype, recompute):
+    # The CPU's casts are a GPU's: the lists of operators differ, but LayerNorm reads float32 with
+    # both.
+    config = NeoXConfig(**shape)
+    model, idx = NeoX(config), torch.randint(config.vocab_size, (2, config.block_size))
+    layer, T = model.gpt_neox["layers"][0], config.block_size
+    x = torch.randn(2, T, config.n_embd, requires_grad=True)
+    matrices = 0
+    if dtype != "float32":
+        matrices = 2 * sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
+        counted = 0
+        if recompute:
+            # The block that backward is in, but for its input, which is counted with the others'.
+            counted = bytes_for_backward(model, lambda: layer(x, model.cos[:T], model.sin[:T]))
+            counted -= x.nbytes + matrices
+            model.checkpoint_activations = True
+        counted += bytes_for_backward(model, lambda: model.hidden(idx))
+        counted -= 0 if recompute else config.n_layer * matrices
+    estimate = plan.estimate_memory(config, 2, dtype, checkpoint=recompute)
+    assert estimate["activations"] == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
+@pytest.mark.parametrize("shape", LONG_SHAPES)
+def test_weights_gradients_and_optimizer_states_are_exact(shape, optimizer):
+    model = NeoX(NeoXConfig(**shape))
+    cfg = configurator.load(train.Settings, [f"--optimizer={optimizer}"])
+    optimizers = optim.build(model, cfg)
+    idx = torch.randint(300, (1, 8))
+    model(idx, idx).backward()
+    for one in optimizers:
+        one.step()
+    tensors = (t for one in optimizers for state in one.state.values() for t in state.values())
+    states = sum(t.nbytes for t in tensors if t.dim())  # without the counters
+    estimate = plan.estimate_memory(model.config, 2, optimizer=optimizer)
+    assert estimate["weights"] == sum(p.nbytes for p in model.parameters())
+    assert estimate["gradients"] == sum(p.grad.nbytes for p in model.parameters())
+    assert estimate["optimizer"] == states
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that the tensors made in this context take at one time, without `known`."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known, self.peak = {t.untyped_storage().data_ptr() for t in known}, 0
+        self.alive = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self.known:
+                    self.alive[storage] = storage.nbytes()
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return result
+
+
+LOSSES = [  # tokens, width, vocabulary, dtype, logits held at a time: what there is most of
+    (4000, 64, 1000, "float32", 500_000),  # logits, in parts
+    (400, 64, 1000, "float32", 500_000),  # logits, all at once
+    (400, 600, 1000, "float32", 50_000),  # the head's gradient
+    (4000, 600, 1000, "float32", 50_000),  # hidden states
+    (400, 600, 1000, "float16", 50_000),
+    (4000, 600, 1000, "float16", 50_000),
+]
+
+
+@pytest.mark.parametrize("tokens, width, vocabulary, dtype, most", LOSSES)
+def test_the_loss_holds_what_the_plan_says(tokens, width, vocabulary, dtype, most, monkeypatch):
+    # With these float16 shapes the logits, of which a CPU's softmax makes a copy and a GPU's does
+    # not, take less than what follows them.
+    monkeypatch.setattr(fast, "MAX_LOGITS", {"cpu": most})
+    monkeypatch.setattr(plan, "MAX_LOGITS", {"cuda": most})
+    x = torch.randn(tokens, width, requires_grad=True)
+    weight = torch.randn(vocabulary, width, requires_grad=True)
+    targets = torch.randint(vocabulary, (tokens,))
+    autocast = torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32")
+    with autocast, LiveBytes([x, weight, targets]) as live:
+        fast.LinearCrossEntropy.apply(x, weight, targets)
+    shape = dict(vocab_size=vocabulary, n_embd=width, n_head=1, rotary_pct=0.0)
+    estimate = plan.loss_bytes(NeoXConfig(**shape), tokens, dtype)
+    assert estimate == pytest.approx(live.peak + x.nbytes, rel=0.02)
+
+
+# --- the other tools ------------------------------------------------------------------------------
+
+
+def test_a_leaderboard_runs_its_entries_in_turn_and_two_runs_are_compared(
+    dataset, trained, tmp_path
+):
+    plot = tmp_path / "curves.png"
+    script, short = "tools/leaderboard.py", ("--max_iters=8", "--eval_interval=0", "--seeds=2")
+    how = (f"--dataset={dataset}", *TINY, *short, "--entries=adamw/muon", f"--plot={plot}")
+    done = run(script, *how)
+    lines = (done.stdout + done.stderr).splitlines()
+    turns = [line.split()[0] for line in lines if " seed " in line and "steps" in line]
+    rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+    assert turns == ["adamw", "muon"] * 2 and sorted(rows[2:]) == ["adamw", "muon"]
+    assert "± 0.0000" not in done.stdout and plot.read_bytes()[:4] == b"\x89PNG"
+    table = run(script, "--compare", trained).stdout.splitlines()
+    assert table[1].split()[:2] == [trained.name, "60"] and "drawn in" in table[-1]
+    wrong = run(script, "--entries=adamx", ok=False)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: unknown entry 'adamx'")
+
+
+def test_a_start_is_timed_with_a_cold_and_a_warm_cache(dataset):
+    out = run("tools/startup.py", f"--dataset={dataset}", *TINY, "--repeats=1").stdout
+    assert re.fullmatch(r"cold: \d+\.\d s to the first step\nwarm: \d+\.\d s [^\n]+\n", out), out
+
+
+def test_the_table_of_measurements(tmp_path):
+    for folder in "abcdefgh":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.py").write_text("def f(x):\n    return x\n" * 20)
+    command = [sys.executable, ROOT / "tools" / "tokenizer_ablation.py", f"--path={tmp_path}"]
+    done = subprocess.run([*command, "--vocab_size=280"], capture_output=True, text=True)
+    assert done.returncode == 0 and "gpt2 " in done.stdout and "code " in done.stdout
+    for wrong in ("--vocab_size=9", "--suffix=.none", "--paht=x"):
+        done = subprocess.run([*command, wrong], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1

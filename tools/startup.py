@@ -1,0 +1,56 @@
+"""How long from process start to the end of the first training step, compile cache cold and warm.
+
+python tools/startup.py config/python_cpu.py --compile
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import train
+from parts import configurator
+
+
+class Settings(train.Settings):
+    repeats = 5  # starts after the first, which has an empty cache
+
+
+def first_step(arguments, folder: Path) -> float:
+    """Seconds until train.py has logged its first step; it leaves its compile cache in the
+    folder."""
+    out = folder / "run"
+    log = out / "metrics.jsonl"
+    log.unlink(missing_ok=True)  # of the start before
+    command = [sys.executable, str(configurator.ROOT / "train.py"), *arguments]
+    command += [f"--out_dir={out}", "--log_interval=1", "--max_iters=1"]
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    how = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    start = time.time()
+    process = subprocess.Popen(command, env=environment, **how)
+    while process.poll() is None and not (log.is_file() and "tokens_per_s" in log.read_text()):
+        time.sleep(0.02)
+    seconds = time.time() - start
+    errors = process.communicate()[1].strip() or "it gave no reason"
+    if process.returncode:
+        configurator.die(f"train.py ended early: {errors.splitlines()[-1]}")
+    return seconds
+
+
+def main():
+    cfg = configurator.load(Settings)
+    configurator.require(cfg, ("repeats",))
+    arguments = [arg for arg in sys.argv[1:] if arg.partition("=")[0] != "--repeats"]
+    with tempfile.TemporaryDirectory() as folder:
+        for cache in ("cold", *["warm"] * cfg.repeats):
+            print(
+                f"{cache}: {first_step(arguments, Path(folder)):.1f} s to the first step",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    configurator.run(main)

@@ -1,0 +1,189 @@
+"""Send a run to MLflow or Weights & Biases: whatever its folder holds and the tracker lacks.
+
+    python train.py config/python_cpu.py --mlflow --wandb    # starts this, to follow the training
+    python tools/track.py --run=out/python_cpu --to=mlflow   # later: send what is missing
+
+It reads run.json, metrics.jsonl, eval.json, the plots, the checkpoint and the exported model.
+mlflow.json and wandb.json in the folder say which run it is there, so that a resumed training
+continues it, and what was sent.
+"""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from parts import configurator
+from parts.files import read_json, write_json
+from parts.tracking import TRACKERS, complain
+
+FILES = ("run.json", "metrics.jsonl", "eval.json", "loss.png", "scores.png", "ckpt.pt")
+EXPORT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+class Settings:
+    run = ""  # a run's folder
+    to = "mlflow"  # mlflow or wandb
+
+
+class Follower:
+    """Sends a run's folder to one tracker, and keeps in <tracker>.json what it has sent."""
+
+    def __init__(self, out: Path, name: str, about: dict):
+        """about: what run.json says."""
+        self.out, self.name, self.file = out, name, out / f"{name}.json"
+        self.params = parameters(about)
+        self.tracker, self.state = None, read_json(self.file)
+        self.errors, self.how, self.ended = sys.stderr, "finished", threading.Event()
+        # Trackers leave their temporary files behind when `leave` ends the process.
+        self.temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        if self.state.pop("trouble", None):  # an earlier process had it
+            self.save()
+
+    def follow(self):
+        """Send what is new every five seconds, until the training has ended."""
+        self.yield_to_training()
+        threading.Thread(target=self.listen, daemon=True).start()
+        pause = 0
+        while not self.ended.wait(pause):
+            pause = 5 if self.send() else 30
+
+    def yield_to_training(self):
+        """Run at a low priority, and let nothing but complaints through to the terminal."""
+        self.errors = os.fdopen(os.dup(2), "w", encoding="utf-8")
+        for standard in (1, 2):  # what trackers print would break up the training's progress bar
+            os.dup2(os.open(os.devnull, os.O_WRONLY), standard)
+        if hasattr(os, "nice"):
+            os.nice(10)
+            # Linux shares time equally among sessions, whatever the niceness of their processes.
+            with contextlib.suppress(OSError):
+                Path("/proc/self/autogroup").write_text("10")
+
+    def listen(self):
+        """Wait for the line that says how the training ended and how many seconds are left; when
+        they are over, end the process. Without a line the training was killed."""
+        how, seconds = sys.stdin.readline().split() or ["killed", "600"]
+        self.how = how
+        self.ended.set()
+        time.sleep(float(seconds))
+        self.leave(1)
+
+    def send(self, last: bool = False) -> bool:
+        """Send what is new; the last time the files too. False if that failed, which is reported
+        once; the next call tries again."""
+        try:
+            if self.tracker is None:
+                self.connect()
+            self.send_records()
+            if last:
+                self.send_files()
+                self.tracker.close(self.how)
+            self.state.pop("trouble", None)
+        except (Exception, SystemExit) as error:  # trackers raise anything
+            why = f"{type(error).__name__}: {error}"
+            if isinstance(error, ImportError):
+                why = f"pip install -r requirements-track.txt ({error})"
+            if "trouble" not in self.state:
+                complain(self.name, self.out, why, self.errors)
+            self.state["trouble"] = why
+        self.save()
+        return "trouble" not in self.state
+
+    def connect(self):
+        known, temporary = self.state.get("id"), self.temporary.name
+        self.tracker = TRACKERS[self.name](self.out.name, self.params, known, temporary)
+        if self.tracker.id != known:
+            self.state = {"id": self.tracker.id}  # a new run, which holds nothing yet
+
+    def send_records(self):
+        sent = dict(self.state.get("sent", {}))  # a copy, since the tracker may fail
+        self.tracker.log(new_records(self.out / "metrics.jsonl", sent))
+        self.state["sent"] = sent
+
+    def send_files(self):
+        """Send the files that have changed, and the exported model if any part of it has."""
+        out, step = self.out, max(self.state["sent"].values(), default=0)
+        there = [name for name in FILES + EXPORT if (out / name).is_file()]
+        stamps = {name: (out / name).stat().st_mtime for name in there}
+        before = self.state.get("files", {})
+        changed = [name for name in there if before.get(name) != stamps[name]]
+        paths = [out / name for name in FILES if name in changed]
+        export = []
+        if "model.safetensors" in there and set(EXPORT) & set(changed):
+            export = [out / name for name in EXPORT if name in there]
+        if "eval.json" in changed:
+            self.tracker.summary(finite_numbers(read_json(out / "eval.json")), step)
+        if paths or export:
+            self.tracker.files(paths, export, step)
+        self.state["files"] = stamps
+
+    def save(self):
+        with contextlib.suppress(OSError):
+            write_json(self.file, self.state)
+
+    def leave(self, code: int):
+        """End the process at once, whatever a tracker's threads are waiting for."""
+        self.temporary.cleanup()
+        os._exit(code)
+
+
+def parameters(about: dict) -> dict:
+    """What run.json says, flat, as trackers show it: settings, git.*, versions.*, data.*."""
+    params = dict(about["settings"])
+    for part in ("git", "versions"):
+        params |= {f"{part}.{key}": str(value) for key, value in about[part].items()}
+    for split, values in about["data"].items():
+        params |= {f"data.{split}.{key}": value for key, value in values.items()}
+    return params
+
+
+def new_records(file: Path, sent: dict[str, int]) -> list[dict]:
+    """The lines of metrics.jsonl after those in `sent`, which is updated: the last step of each
+    kind of line, by the line's first key. A line without "elapsed", such as an evaluation's, gets
+    that of the line before, so that it can be drawn over time too."""
+    records, elapsed = [], 0.0
+    # What follows the last newline is empty, or half a line that is being written.
+    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+        record = json.loads(line)
+        kind, elapsed = list(record)[1], record.setdefault("elapsed", elapsed)
+        if record["step"] > sent.get(kind, -1):
+            sent[kind] = record["step"]
+            records.append(record)
+    return records
+
+
+def finite_numbers(scores: dict) -> dict:
+    """The numbers of an eval.json, as metrics."""
+    numbers = {key: value for key, value in scores.items() if isinstance(value, (int, float))}
+    return {f"eval_{key}": value for key, value in numbers.items() if math.isfinite(value)}
+
+
+def main():
+    # parts/tracking.py says "follow" first, and later how the training ended, on standard input.
+    following = sys.argv[1:2] == ["follow"]
+    cfg = configurator.load(Settings, sys.argv[1 + following :])
+    configurator.require(cfg, to=list(TRACKERS))
+    out = configurator.locate(cfg.run).resolve()
+    about = read_json(out / "run.json")
+    if not cfg.run or not about:
+        configurator.die(
+            f"--run={cfg.run} is not a run's folder with a run.json; train.py makes one"
+        )
+    follower = Follower(out, cfg.to, about)
+    if following:
+        follower.follow()
+    done = follower.send(last=True)
+    if done and not following:
+        print(f"all of {out} is in {cfg.to}, run {follower.state['id']}", flush=True)
+    follower.leave(0 if done else 1)
+
+
+if __name__ == "__main__":
+    configurator.run(main)
