@@ -14,7 +14,6 @@ in brackets; ratios are medians of the ratios within a round.
 
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ import train
 from model import NeoX
 from parts import configurator
 from parts import device as devices
-from parts.files import read_json, write_whole
+from parts.files import write_whole
 from tools import peers
 
 
@@ -52,16 +51,10 @@ def read_settings(argv):
     positive = ("repeats", "steps", "new_tokens", "batch_size", "grad_accum", "lr")
     choices = {"device": devices.DEVICES, "dtype": devices.DTYPES}
     configurator.require(cfg, positive, optimizer=list(optim.OPTIMIZERS), **choices)
-    cfg.vocab_size = cfg.vocab_size or vocabulary(cfg.dataset)
+    cfg.vocab_size = cfg.vocab_size or peers.vocabulary(cfg.dataset)
     if cfg.nanogpt and not (Path(cfg.nanogpt) / "model.py").is_file():
         configurator.die(f"{cfg.nanogpt} holds no model.py of nanoGPT; give the folder of a clone")
     return cfg
-
-
-def vocabulary(dataset: str) -> int:
-    """The data set's number of tokens, or 8,192 if it is not there."""
-    meta = read_json(configurator.ROOT / "data" / dataset / "meta.json")
-    return meta.get("vocab_size", 8192)
 
 
 # --- contenders, each in a process of its own -----------------------------------------------------
@@ -78,12 +71,6 @@ def be_contender(name, action, *settings):
     peers.serve(contender, action, answers)
 
 
-def environment(name):
-    """train.py asks torch for huge pages; the peers do not."""
-    ours = name.startswith(("nanoNeoX", "matrix"))
-    return os.environ | {"THP_MEM_ALLOC_ENABLE": str(int(ours))}
-
-
 class Process:
     """A contender's process, from the other side."""
 
@@ -91,7 +78,7 @@ class Process:
         self.name, self.errors = name, tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [sys.executable, __file__, "contender", name, action, *sys.argv[1:]],
-            env=environment(name),
+            env=peers.environment(name),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

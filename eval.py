@@ -126,8 +126,8 @@ def compare(folders: list[str]):
             file = configurator.locate(name) / "eval.json"
             if not file.is_file():
                 raise ValueError(f"there is no {file}; make it with: python eval.py --ckpt={name}")
-            values = read_json(file).items()
-            reports[name] = {k: v for k, v in values if isinstance(v, (int, float))}
+            values = json.loads(file.read_text(encoding="utf-8"))
+            reports[name] = {k: v for k, v in values.items() if isinstance(v, (int, float))}
     names = [Path(name).name for name in reports]
     width = max(14, *(len(name) + 2 for name in names))
     print(f"{'':<28}" + "".join(f"{name:>{width}}" for name in names))

@@ -1,5 +1,6 @@
 """What all tasks share: their options, and what a task is."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,8 +42,9 @@ class Examinee(NamedTuple):
 
 
 @dataclass
-class Task:
-    """One thing to measure. Making one raises ValueError or OSError if it lacks something."""
+class Task(ABC):
+    """One thing to measure. A task checks in __post_init__ that it has what it needs; ValueError or
+    OSError says what is missing."""
 
     tokenizer: Tokenizer
     tokens: np.ndarray | None  # the validation split, and its data set's meta.json
@@ -52,16 +54,11 @@ class Task:
 
     writes_programs = False  # whether there is a pass@k
 
-    def __post_init__(self):
-        self.prepare()
-
     @classmethod
     def reads_data(cls, options: Options) -> bool:
         """Whether it needs the validation split."""
         return True
 
-    def prepare(self):
-        """Find what the task needs. ValueError or OSError says what is missing."""
-
+    @abstractmethod
     def measure(self, examinee: Examinee) -> dict[str, float]:
-        raise NotImplementedError
+        """The numbers of this task, by name."""

@@ -6,6 +6,7 @@ A new peer is a class like Transformers below, and its line in CONTENDERS.
 import copy
 import importlib.util
 import json
+import os
 import sys
 import time
 from functools import partial
@@ -17,9 +18,10 @@ import torch.nn.functional as F
 
 import optim
 from model import NeoX, NeoXConfig
+from parts import configurator, hf, runs
 from parts import device as devices
-from parts import hf, runs
 from parts.data import Batches, Dataset
+from parts.files import read_json
 from parts.generate import generate
 from train import Trainer, build, training_step
 
@@ -27,6 +29,18 @@ from train import Trainer, build, training_step
 def model_config(cfg, **changes) -> NeoXConfig:
     """The model that the settings describe, with changes. ValueError if it cannot exist."""
     return NeoXConfig(**runs.model_settings(cfg) | changes)
+
+
+def vocabulary(dataset: str) -> int:
+    """The data set's number of tokens, or 8,192 if it is not there."""
+    meta = read_json(configurator.ROOT / "data" / dataset / "meta.json")
+    return meta.get("vocab_size", 8192)
+
+
+def environment(name: str) -> dict:
+    """Of a contender's process: train.py asks torch for huge pages; the peers do not."""
+    ours = name.startswith(("nanoNeoX", "matrix"))
+    return os.environ | {"THP_MEM_ALLOC_ENABLE": str(int(ours))}
 
 
 class RandomTokens(Dataset):

@@ -17,11 +17,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import optim
 import train
-from bench import vocabulary
 from model import NeoX, NeoXConfig
 from parts import configurator, runs
 from parts import device as devices
 from parts.fast import MAX_LOGITS
+from tools.peers import vocabulary
 
 
 class Settings(train.Settings):

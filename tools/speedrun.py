@@ -22,10 +22,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import train
-from bench import environment
 from parts import configurator, runs
 from parts.data import Dataset
-from tools.peers import load_nanogpt
+from tools.peers import environment, load_nanogpt
 
 GOAL = 1.88  # nats per letter
 # From nanoGPT's README, "I only have a macbook", which says that it reaches 1.88.
