@@ -12,7 +12,7 @@ from tasks.writing import Writer, write_bodies
 class Bodies(Task):
     """How many bodies came to an end, and how many parse with their header. Prints some."""
 
-    def __post_init__(self):
+    def prepare(self):
         if self.language != "python":
             raise ValueError(NOT_CODE)
 

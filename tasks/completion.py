@@ -18,7 +18,7 @@ class Completion(Task):
     """Cuts inside a line (line), at the end of one (next) and after a signature (body). Each metric
     is named kind_metric, and in percent."""
 
-    def __post_init__(self):
+    def prepare(self):
         if not self.language:
             raise ValueError(NOT_CODE)
 

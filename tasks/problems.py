@@ -177,7 +177,7 @@ class Problems(Task):
     def read(self) -> list[Problem]:
         raise NotImplementedError
 
-    def __post_init__(self):
+    def prepare(self):
         self.problems = self.read()
         if self.options.allow_code_execution:
             if reason := sandbox.missing(self.problems[0].language):
@@ -256,8 +256,8 @@ class HumanEvalX(HumanEval):
     )
     problems_in = "go"
 
-    def __post_init__(self):
-        super().__post_init__()
+    def prepare(self):
+        super().prepare()
         testify = Path(sandbox.GO_LIBRARY) / "src/github.com/stretchr/testify"
         if self.options.allow_code_execution and not testify.is_dir():
             raise ValueError(

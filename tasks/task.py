@@ -1,6 +1,5 @@
 """What all tasks share: their options, and what a task is."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,9 +41,9 @@ class Examinee(NamedTuple):
 
 
 @dataclass
-class Task(ABC):
-    """One thing to measure. A task checks in __post_init__ that it has what it needs; ValueError or
-    OSError says what is missing."""
+class Task:
+    """One thing to measure. A subclass has measure(examinee), which returns its numbers by name,
+    and perhaps `prepare`. Making one raises ValueError or OSError if it lacks something."""
 
     tokenizer: Tokenizer
     tokens: np.ndarray | None  # the validation split, and its data set's meta.json
@@ -54,11 +53,13 @@ class Task(ABC):
 
     writes_programs = False  # whether there is a pass@k
 
+    def __post_init__(self):
+        self.prepare()
+
+    def prepare(self):
+        """Find what the task needs. ValueError or OSError says what is missing."""
+
     @classmethod
     def reads_data(cls, options: Options) -> bool:
         """Whether it needs the validation split."""
         return True
-
-    @abstractmethod
-    def measure(self, examinee: Examinee) -> dict[str, float]:
-        """The numbers of this task, by name."""
