@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 import tasks
-from parts import configurator, plots, runs
+from parts import configurator, plots, runs, tracking
 from parts import device as devices
 from parts import tokenizer as tokenization
 from parts.files import read_json, write_json
@@ -165,10 +165,7 @@ def main():
         folder = configurator.ROOT / "out" / cfg.ckpt.replace("/", "-")
     with configurator.mistakes():
         save(report, cfg, folder)
-    if any((folder / f"{name}.json").exists() for name in ("mlflow", "wandb")):
-        from parts import tracking
-
-        tracking.send(folder)  # to the tracked run of the training
+    tracking.send(folder)  # to the tracked run of the training, if there is one
 
 
 if __name__ == "__main__":

@@ -322,30 +322,31 @@ def build(model, cfg) -> list[torch.optim.Optimizer]:
     return OPTIMIZERS[cfg.optimizer][0](model, cfg)
 
 
-# --- learning-rate schedules: the share of the way from min_lr up to lr that remains --------------
-# done: the share of training done after warmup, 0 to 1. warmups: steps taken, counted in warmups.
+# --- learning-rate schedules ----------------------------------------------------------------------
+# Each returns the share of the way from min_lr up to lr that remains, given the share of training
+# that is done after warmup (0 to 1), the step, and the settings.
 
 
-def cosine(done, warmups):
+def cosine(done, step, cfg):
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def linear(done, warmups):
+def linear(done, step, cfg):
     return 1 - done
 
 
-def wsd(done, warmups):
+def wsd(done, step, cfg):
     """Warmup, stable, decay (Hu et al. 2024, https://arxiv.org/abs/2404.06395)."""
     return min(1, (1 - done) / 0.2)
 
 
-def constant(done, warmups):
+def constant(done, step, cfg):
     return 1.0
 
 
-def inv_sqrt(done, warmups):
+def inv_sqrt(done, step, cfg):
     """Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 3."""
-    return warmups**-0.5
+    return (max(step, 1) / max(cfg.warmup_iters, 1)) ** -0.5
 
 
 SCHEDULES = {f.__name__: f for f in (cosine, linear, wsd, constant, inv_sqrt)}
@@ -358,7 +359,7 @@ def learning_rate(cfg, step, progress):
         return cfg.lr * (step + 1) / cfg.warmup_iters
     start = cfg.warmup_iters / cfg.max_iters
     done = min(max(progress - start, 0) / (1 - start), 1) if start < 1 else 1
-    remains = SCHEDULES[cfg.lr_schedule](done, max(step, 1) / max(cfg.warmup_iters, 1))
+    remains = SCHEDULES[cfg.lr_schedule](done, step, cfg)
     return cfg.min_lr + (cfg.lr - cfg.min_lr) * remains
 
 

@@ -81,24 +81,22 @@ def stream(
     model: NeoX,
     prompts: list[list[int]],
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     stop_ids: Iterable[int] = (),
     stop: Callable[[list[int]], bool] | None = None,
     first_ids: list[list[int] | None] | None = None,
     seed: int | None = None,
     use_cache: bool = True,
+    **sampling,
 ) -> Iterator[list[int | None]]:
     """Continue all prompts together. Yields one new token id for each row, None for rows that have
     ended, until all have.
 
-    prompts: token id lists of any lengths from 1 (else ValueError). temperature 0 takes the
-    likeliest token; top_k=0 and top_p=1 keep all. repetition_penalty: as in CTRL (Keskar et al.
-    2019, https://arxiv.org/abs/1909.05858, section 4.1), over prompt and output. stop_ids: a row
-    ends with the first such token. stop: given a row's output so far, says whether the row has
-    ended. first_ids: for each row, the tokens of which its first must be one.
+    prompts: token id lists of any lengths from 1 (else ValueError). sampling: temperature, top_k
+    and top_p, as `choose` has them. repetition_penalty: as in CTRL (Keskar et al. 2019,
+    https://arxiv.org/abs/1909.05858, section 4.1), over prompt and output. stop_ids: a row ends
+    with the first such token. stop: given a row's output so far, says whether the row has ended.
+    first_ids: for each row, the tokens of which its first must be one.
 
     The context window: the model sees at most block_size tokens. When they are full, the oldest
     half is dropped and the rest read again from position 0, so that nearly every token costs one
@@ -124,7 +122,7 @@ def stream(
             logits = torch.where(rows.seen, torch.where(logits > 0, *scaled), logits)
         if first and first_ids:
             keep_only(logits, first_ids)
-        return choose(logits, temperature, top_k, top_p, generator)
+        return choose(logits, generator, **sampling)
 
     return steps(model, rows, decoder, pick, max_new_tokens, set(stop_ids), stop)
 
@@ -206,9 +204,10 @@ def keep_only(logits, allowed):
             logits[row, ids] = kept
 
 
-def choose(logits, temperature, top_k, top_p, generator):
-    """One token id for each row of logits (B, V), float32: top-k first, then top-p (nucleus
-    sampling, Holtzman et al. 2019, https://arxiv.org/abs/1904.09751)."""
+def choose(logits, generator, temperature=1.0, top_k=0, top_p=1.0):
+    """One token id for each row of logits (B, V), float32: top-k first (0: all), then top-p (1:
+    all; nucleus sampling, Holtzman et al. 2019, https://arxiv.org/abs/1904.09751). temperature 0
+    takes the likeliest."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities, V = (logits / temperature).softmax(dim=-1), logits.size(-1)

@@ -77,7 +77,9 @@ def scores(metrics: list[dict], file: Path) -> bool:
         axes.plot(*zip(*points), marker="o", ms=3)
         axes.set_xlabel("step", fontsize=6)
 
-    keys = [key for key in lines[-1] if key.startswith("eval_") and "share" not in key]
+    keys = [
+        key for key in lines[-1] if key.startswith("eval_") and not key.startswith("eval_share_")
+    ]
     return panels(keys, curve, file)
 
 

@@ -263,9 +263,10 @@ def print_report(meta: dict, out: str):
         print(f"{split}: {n['tokens']:,} tokens, {size}, {n['documents']:,} documents")
     density = meta["val"]["bytes"] / meta["val"]["tokens"]
     print(f"val: {density:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
-    config = f"config/{out.removesuffix('_char')}_cpu.py"
-    if not (ROOT / config).exists():
-        config = f"config/{Path(sys.argv[0]).stem}_cpu.py"
+    names = [out.removesuffix("_char"), Path(sys.argv[0]).stem, "python"]
+    name = next(name for name in names if (ROOT / f"config/{name}_cpu.py").exists())
+    config = f"config/{name}_cpu.py"
+    if name != names[0]:
         config += f" --dataset={out} --out_dir=out/{Path(out).name}"
     print(f"next: python train.py {config}")
 

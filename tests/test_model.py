@@ -280,7 +280,7 @@ def test_filters_keep_the_tokens_that_transformers_keeps():
         allowed = expected.softmax(-1) > 0
         drawn = torch.zeros_like(allowed)
         for seed in range(200):
-            ids = choose(logits, 1.0, k, p, torch.Generator().manual_seed(seed))
+            ids = choose(logits, torch.Generator().manual_seed(seed), 1.0, k, p)
             drawn[torch.arange(64), ids] = True
         assert not (drawn & ~allowed).any()
         assert (drawn | ~(expected.softmax(-1) > 0.05)).all()  # and what is likely does appear
