@@ -127,7 +127,6 @@ def stream(
     return steps(model, rows, decoder, pick, max_new_tokens, set(stop_ids), stop)
 
 
-@torch.inference_mode()
 def steps(model, rows, decoder, pick, max_new_tokens, stop_ids, stop):
     """The steps that `stream` promises."""
     training = model.training
@@ -136,12 +135,13 @@ def steps(model, rows, decoder, pick, max_new_tokens, stop_ids, stop):
     ended = [False] * len(outputs)
     try:
         for number in range(max_new_tokens):
-            ids, start, mask = rows.window(cached=decoder is not None)
-            if decoder:
-                logits = decoder(ids, start, mask)
-            else:
-                logits = model.logits(model.hidden(ids, mask)[:, -1])
-            step = rows.append(pick(logits, first=number == 0))
+            with torch.inference_mode():
+                ids, start, mask = rows.window(cached=decoder is not None)
+                if decoder:
+                    logits = decoder(ids, start, mask)
+                else:
+                    logits = model.logits(model.hidden(ids, mask)[:, -1])
+                step = rows.append(pick(logits, first=number == 0))
             for row, token in enumerate(step):
                 if ended[row]:
                     step[row] = None
@@ -287,38 +287,42 @@ class Decoder:
 
         Either T = 1 or start = 0: what stands before is in the cache. mask: None if all is real,
         else boolean, (B, 1, T, start + T)."""
-        (B, T), c = idx.shape, self.model.config
-        position = slice(start, start + T)
-        caches = iter(self.cache.unbind(0))
+        (B, T), stop, c = idx.shape, start + idx.size(1), self.model.config
+        rotation = self.model.cos[start:stop], self.sin[start:stop]
+        new = self.cache[:, :, :, :, start:stop].unbind(0)
+        caches = zip(new, *self.cache[:, :, :, :, :stop].unbind(1))  # of each layer: new, k, v
         x = self.model.gpt_neox.embed_in(idx).view(B * T, c.n_embd)
-        for stage in self.stages:
+        for attention, mlp, weight_in, bias_in, weight_out, bias_out in self.stages:
             h = F.layer_norm(x, (c.n_embd,), eps=c.norm_eps)
             # Biases are added apart: oneDNN's bfloat16 product with a bias is slow (1.07 times the
             # tokens/s of 8 rows).
-            h = F.linear(h, stage.weight_in).add_(stage.bias_in)
+            h = F.linear(h, weight_in).add_(bias_in)
             parts = []
-            if stage.attention:
-                heads = h[:, : 3 * c.n_embd].view(B, T, c.n_head, 3, -1)
-                y = self.attend(heads, next(caches), position, mask)
+            if attention:
+                heads = h[:, : 3 * c.n_embd].to(self.cache.dtype).view(B, T, c.n_head, 3, -1)
+                y = attend(heads, rotation, next(caches), mask)
                 parts.append(y.reshape(B * T, c.n_embd).to(x.dtype))
-            if stage.mlp:
+            if mlp:
                 parts.append(ACTIVATIONS[c.activation](h[:, -c.n_read :]))
-            x = x + F.linear(torch.cat(parts, dim=1), stage.weight_out).add_(stage.bias_out)
+            x = x + F.linear(torch.cat(parts, dim=1), weight_out).add_(bias_out)
         x = self.model.gpt_neox.final_layer_norm(x.view(B, T, -1)[:, -1])
         return F.linear(x, self.head)
 
-    def attend(self, heads, cache, position, mask):
-        """heads (B, T, H, 3, D) and one layer's cache (2, B, H, block_size, D) to (B, T, H, D)."""
-        T, dim = heads.size(1), self.model.config.rotary_dim
-        qkv = heads.to(cache.dtype).permute(3, 0, 2, 1, 4)  # (3, B, H, T, D)
-        turned = qkv[:2, ..., :dim]  # queries and keys in place; `rotate` with half the operators
-        swapped = turned.roll(dim // 2, dims=-1)
-        turned.mul_(self.model.cos[position]).addcmul_(swapped, self.sin[position])
-        cache[:, :, :, position] = qkv[1:]
-        k, v = cache[:, :, :, : position.stop]
-        causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(qkv[0], k, v, mask, is_causal=causal)
-        return y.transpose(1, 2)
+
+def attend(heads, rotation, cache, mask):
+    """heads (B, T, H, 3, D) to (B, T, H, D): rotate, add keys and values to the cache, attend.
+
+    rotation: cos and signed sin, each (T, rotary_dim). cache: one layer's place for the new keys
+    and values (2, B, H, T, D), and its keys and values so far, each (B, H, S, D)."""
+    (cos, sin), (new, k, v) = rotation, cache
+    qkv = heads.permute(3, 0, 2, 1, 4)  # (3, B, H, T, D)
+    turned = qkv[:2, ..., : cos.size(-1)]  # queries and keys, in place
+    swapped = turned.roll(cos.size(-1) // 2, dims=-1)
+    turned.mul_(cos).addcmul_(swapped, sin)  # `rotate` with half the operators
+    new.copy_(qkv[1:])
+    causal = mask is None and heads.size(1) > 1
+    y = F.scaled_dot_product_attention(qkv[0], k, v, mask, is_causal=causal)
+    return y.transpose(1, 2)
 
 
 AGREES = {}  # what `decoder_agrees` found, by the model's settings and classes

@@ -66,8 +66,8 @@ def complain(name: str, out: Path, why: str, file=None):
 
 
 # --- the trackers ---------------------------------------------------------------------------------
-# A tracker is made from the run's name, its params, its id there or None, and a temporary folder. It
-# has `id`, log(records), summary(values, step), files(paths, export, step) and close(how).
+# A tracker is made from the run's name, its params, its id there or None, and a temporary folder.
+# It has `id`, log(records), summary(values, step), files(paths, export, step) and close(how).
 
 
 class MLflow:
