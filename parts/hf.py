@@ -50,7 +50,10 @@ def save_pretrained(model: NeoX, folder: str | Path, eot: int | None = None, **e
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     refuse_what_was_changed(model, state.keys())
     if model.config.tie_embeddings:
-        del state["embed_out.weight"]  # the same memory twice, which safetensors refuses
+        del state["embed_out.weight"]
+    # safetensors refuses the same memory twice, as of blocks that share weights.
+    places = [tensor.data_ptr() for tensor in state.values()]
+    state = {k: v.clone() if places.count(v.data_ptr()) > 1 else v for k, v in state.items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     data = save(state, metadata={"format": "pt"})
