@@ -240,10 +240,10 @@ class NeoX(nn.Module):
         of the mean."""
         return token_losses(self.logits(x), targets).sum() / (targets >= 0).sum()
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx, targets=None, mask=None):
         """idx (B, T) int64 to logits (B, T, V), or with targets (B, T), already shifted, to the
-        mean loss in nats per token."""
-        x = self.hidden(idx)
+        mean loss in nats per token. mask: as in Attention."""
+        x = self.hidden(idx, mask)
         if targets is None:
             return self.logits(x)
         return self.loss(x.flatten(0, 1), targets.flatten())

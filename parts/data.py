@@ -50,8 +50,11 @@ class Dataset:
         recorded = self.meta.get(split, {})
         # Reading all of it takes long where it is large, so prepare/ records the largest id. Sets
         # of earlier versions, and files that were changed since, are read.
-        unchanged = recorded.get("tokens") == count and "max_id" in recorded
-        largest = recorded["max_id"] if unchanged else int(tokens.max())
+        written = (self.folder / "meta.json").stat().st_mtime
+        unchanged = recorded.get("tokens") == count and file.stat().st_mtime <= written
+        largest = recorded.get("max_id")
+        if not unchanged or type(largest) is not int or largest < 0:
+            largest = int(tokens.max())
         if largest >= self.vocab_size:
             raise ValueError(
                 f"{file} holds token {largest}, past vocab_size={self.vocab_size} in meta.json; "

@@ -4,13 +4,20 @@ model.py holds the plain forms, which are what a reader changes. `use_fast_forms
 form with them, loss and gradients, and leaves off the ones that differ. Shapes as in model.py.
 """
 
+import copy
 import functools
+import hashlib
+import inspect
+import io
 import math
+import textwrap
 import time
+import tokenize
 from dataclasses import replace
 
 import torch
 
+import model as plain_model
 from model import Attention, NeoX, token_losses
 from parts import distributed
 from parts.configurator import say
@@ -144,27 +151,80 @@ class FastNeoX(NeoX):
 
 # --- the switch ---------------------------------------------------------------------------------
 
+# The code of model.py that each fast form replaces, and its fingerprint when the form was written.
+# `python -m pytest tests/test_fast.py` prints the new one after a change that the form follows too.
+REPLACED = {
+    "attention": ["rotate", "Attention"],
+    "loss": ["token_losses", "NeoX.logits", "NeoX.loss"],
+    "network": ["rotate", "Attention", "MLP", "Block"]
+    + ["NeoX.__init__", "NeoX.hidden", "NeoX.logits", "NeoX.forward"],
+}
+WRITTEN_FOR = {
+    "attention": "de57ded80347",
+    "loss": "2947dd01ece0",
+    "network": "507797442a03",
+}
+LAYOUT = {tokenize.INDENT: ">", tokenize.DEDENT: "<", tokenize.NEWLINE: ";", tokenize.ENDMARKER: ""}
+
+
+def untouched(name: str) -> bool:
+    """Whether the code that a fast form replaces is the one that it was written for. A comparison
+    by numbers alone would miss what shows only for some tokens, sizes or times."""
+    try:
+        return fingerprint(name) == WRITTEN_FOR[name]
+    except (OSError, AttributeError, TypeError):  # no source, or gone
+        return False
+
+
+def fingerprint(name: str) -> str:
+    """A hash of the code that a fast form replaces, without comments, docstrings and layout."""
+    functions = []
+    for path in REPLACED[name]:
+        code = functools.reduce(getattr, path.split("."), plain_model)
+        methods = vars(code).values() if inspect.isclass(code) else [code]
+        functions += filter(inspect.isfunction, methods)
+    return hash_of(tuple(functions))
+
+
+@functools.cache
+def hash_of(code: tuple) -> str:
+    pieces = []
+    for function in code:
+        source, before = textwrap.dedent(inspect.getsource(function)), ""
+        for kind, text, *_ in tokenize.generate_tokens(io.StringIO(source).readline):
+            if kind in (tokenize.COMMENT, tokenize.NL):
+                continue
+            piece = LAYOUT.get(kind, text.replace(" ", ""))
+            if kind != tokenize.STRING or before not in (">", ";"):  # else a docstring
+                pieces.append(piece)
+            before = piece
+    return hashlib.sha256("".join(pieces).encode()).hexdigest()[:12]
+
+
 FORMS = {"attention": (Attention, FastAttention), "loss": (NeoX, FastNeoX)}
 
 
 def use_fast_forms(model: NeoX, device: str):
     """Switch on the fast forms that suit the device and that compute what model.py computes now.
 
-    They are tried on a `twin` of the model: loss and all gradients, in float64. One that differs
-    stays off, with a line that says so."""
+    They are tried on a `twin` of the model: loss and all gradients, in float64. One that differs,
+    or whose plain form was edited, stays off, with a line that says so."""
     names = list(FORMS)
     if device != "cpu" or model.config.dropout:
         names.remove("attention")  # it is for CPUs, and knows no dropout
+    suitable = names
     try:
         trial = twin(model)
         expected = outcome(trial)
+        names = [name for name in suitable if untouched(name)]
         if not agrees(trial, names, expected):  # all together first, as it takes less time
-            names, both = [name for name in names if agrees(trial, [name], expected)], names
-            off = " and ".join(name for name in both if name not in names)
-            say(f"model.py was changed: no fast form of {off}, training follows model.py")
+            names = [name for name in names if agrees(trial, [name], expected)]
     except Exception as error:  # whatever a changed model raises here, the plain forms can run
         names = []
         say(f"no fast forms in training for this model: {type(error).__name__}: {error}")
+    if names != suitable:
+        off = " and ".join(name for name in suitable if name not in names)
+        say(f"model.py was changed: no fast form of {off}, training follows model.py")
     switch(model, names)
 
 
@@ -206,7 +266,8 @@ def twin(model: NeoX) -> NeoX:
     small = replace(c, vocab_size=64, n_head=heads, n_embd=width, n_inner=inner)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        trial = NeoX(small).double()
+        # A copy, since an activation that is a module would be shared with the model.
+        trial = copy.deepcopy(NeoX(small)).double()
         for parameter in trial.parameters():
             parameter.data += 0.4 * (torch.rand(parameter.shape) - 0.5)
     plain = {fast: plain for plain, fast in FORMS.values()}

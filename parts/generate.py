@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from model import ACTIVATIONS, NeoX
 from parts.configurator import say
-from parts.fast import twin
+from parts.fast import twin, untouched
 from parts.tokenizer import Tokenizer
 
 
@@ -109,7 +109,7 @@ def stream(
     float32, as is attention to the cache on a CPU."""
     if not prompts or not all(prompts):
         raise ValueError("every prompt needs at least one token")
-    device = model.cos.device
+    device = next(model.parameters()).device
     rows = Rows(prompts, max_new_tokens, model.config, device)
     decoder = Decoder(model, len(prompts)) if use_cache and decoder_agrees(model) else None
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
@@ -140,7 +140,8 @@ def steps(model, rows, decoder, pick, max_new_tokens, stop_ids, stop):
                 if decoder:
                     logits = decoder(ids, start, mask)
                 else:
-                    logits = model.logits(model.hidden(ids, mask)[:, -1])
+                    how = {} if mask is None else {"mask": mask}
+                    logits = model(ids, **how)[:, -1]
                 step = rows.append(pick(logits, first=number == 0))
             for row, token in enumerate(step):
                 if ended[row]:
@@ -336,7 +337,7 @@ def decoder_agrees(model: NeoX) -> bool:
     if kind not in AGREES:
         reason = ""
         try:
-            AGREES[kind] = decodes(twin(model))
+            AGREES[kind] = untouched("network") and decodes(twin(model))
         except Exception as error:  # whatever a changed model raises here, the plain form can run
             AGREES[kind], reason = False, f" ({type(error).__name__}: {error})"
         if not AGREES[kind]:

@@ -102,8 +102,9 @@ def load_model(path: str | Path) -> NeoX:
     """The model of a run's folder, of one checkpoint file, or of what `hf.from_pretrained` knows by
     that name. ValueError or OSError says what is wrong."""
     path = Path(path)
-    file = path / "ckpt.pt" if path.is_dir() else path
-    return model_from(load_checkpoint(file)) if file.is_file() else hf.from_pretrained(path)
+    if path.is_dir() and checkpoints(path):
+        return model_from(newest_checkpoint(path)[0])
+    return model_from(load_checkpoint(path)) if path.is_file() else hf.from_pretrained(path)
 
 
 def load(ckpt: str, device: str) -> Loaded:

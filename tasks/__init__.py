@@ -66,7 +66,7 @@ class Exam:
 
     def measure(self, model: NeoX) -> dict[str, float]:
         """The numbers of all tasks. The model stays as it is."""
-        device = model.cos.device.type
+        device = next(model.parameters()).device.type
         if self.options.dtype == "auto":
             dtype = devices.generation_dtype(device, rows_per_batch(device))
         else:

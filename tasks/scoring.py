@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from model import token_losses
+from parts.fast import untouched
 from tasks.task import Examinee
 
 # Tokens in a batch, and hidden states that the head turns into logits at a time: as many as a CPU's
@@ -48,7 +49,10 @@ def score(
     """Score each sequence of token ids from its start (1 or later) on.
 
     stride: tokens from one window to the next. name: of the progress bar."""
-    context, device = examinee.network.config.block_size, examinee.network.cos.device.type
+    context, device = (
+        examinee.network.config.block_size,
+        next(examinee.network.parameters()).device.type,
+    )
     tokens = BATCH_TOKENS.get(device, GPU_BATCH_TOKENS)
     results = [
         Scores(np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32)) for ids in sequences
@@ -79,12 +83,16 @@ def score_batch(examinee, sequences, batch) -> Scores:
     """Scores of the tokens of a batch of windows (sequence number, window), longest first, one
     window after the other."""
     network = examinee.network
-    device = network.cos.device
+    device = next(network.parameters()).device
     longest = batch[0][1]
     x = np.zeros((len(batch), longest.end - longest.begin - 1), np.int64)  # (B, T)
     for row, (number, (begin, _, end)) in enumerate(batch):
         x[row, : end - begin - 1] = sequences[number][begin : end - 1]  # the rest is never read
-    h = network.hidden(torch.from_numpy(x).to(device))  # (B, T, C)
+    x, head = torch.from_numpy(x).to(device), examinee.model.logits
+    if untouched("network"):
+        h = network.hidden(x)  # (B, T, C)
+    else:  # whatever NeoX.forward makes of it: h is then the logits (B, T, V)
+        h, head = examinee.model(x), torch.nn.Identity()
     h = torch.cat(
         [
             h[row, first - begin - 1 : end - begin - 1]
@@ -95,7 +103,7 @@ def score_batch(examinee, sequences, batch) -> Scores:
     y = torch.from_numpy(np.concatenate(y)).to(device)  # (N)
     rows, nats, ranks = HEAD_ROWS.get(device.type, GPU_HEAD_ROWS), [], []
     for states, targets in zip(h.split(rows), y.split(rows)):
-        logits = examinee.model.logits(states.float())  # (rows, V)
+        logits = head(states.float())  # (rows, V)
         nats.append(token_losses(logits, targets))
         ranks.append((logits > logits.gather(1, targets[:, None])).sum(dim=1))
     return Scores(torch.cat(nats).cpu().numpy(), torch.cat(ranks).cpu().numpy())

@@ -38,7 +38,7 @@ def complete(
     rows = [(n, read_prompt(tokenizer, text, special=False)) for n, text in enumerate(prompts)]
     rows = [(n, prompt._replace(ids=prompt.ids[-room:])) for n, prompt in rows]
     rows.sort(key=lambda row: len(row[1].ids))
-    size, results = rows_per_batch(network.cos.device.type), {}
+    size, results = rows_per_batch(next(network.parameters()).device.type), {}
 
     def enough(ids):
         return stop(completion(tokenizer, ids))

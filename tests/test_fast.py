@@ -185,3 +185,9 @@ def test_muon_orthogonalizes_in_float32_where_bfloat16_is_missing(monkeypatch):
         monkeypatch.setattr(device, "has_bfloat16", lambda _, has=has: has)
         errors.append((optim.orthogonalize(matrices) - exact).abs().max().item())
     assert errors[1] < 1e-4 < 1e-3 < errors[0] and not math.isnan(errors[0])
+
+
+def test_the_fast_forms_were_written_for_todays_model():
+    """If you changed model.py and the fast forms compute the same (or you changed them as well),
+    put the new fingerprints into WRITTEN_FOR in parts/fast.py."""
+    assert fast.WRITTEN_FOR == {name: fast.fingerprint(name) for name in fast.REPLACED}
