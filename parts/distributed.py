@@ -7,6 +7,7 @@ The processes share the grad_accum batches of a step, so that together they do w
 Without torchrun every function here returns what it was given.
 """
 
+import inspect
 import os
 import sys
 
@@ -63,9 +64,12 @@ def spread(model: NeoX, cfg, device: str, world: int) -> torch.nn.Module:
     the CPU until then."""
     agree(0)  # nobody writes to the run's folder before all have read it
     if not cfg.shard:
-        return torch.nn.parallel.DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        wrap = torch.nn.parallel.DistributedDataParallel
+        known = inspect.signature(wrap.__init__).parameters
+        # The rotary tables are the same everywhere: they need not be sent in every forward. torch
+        # has renamed this setting.
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return wrap(model, gradient_as_bucket_view=True, **{sync: False})
     from torch.distributed.fsdp import fully_shard
 
     mesh = dist.init_device_mesh(device, (world,))

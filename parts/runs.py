@@ -175,7 +175,7 @@ def start_model(cfg, dataset: Dataset, run: "Run") -> NeoX:
     if cfg.block_size > model.config.block_size:
         raise ValueError(
             f"block_size={cfg.block_size} does not fit the model's context of "
-            f"{model.config.block_size}"
+            f"{model.config.block_size}; use --block_size={model.config.block_size}"
         )
     return model
 

@@ -63,6 +63,9 @@ class Exam:
         self.tasks = [
             TASKS[name](tokenizer, tokens, meta, language, options) for name in chosen(names)
         ]
+        for task in self.tasks:
+            for problem in getattr(task, "problems", []):
+                tokenizer.encode(problem.prompt + problem.solution)  # it may lack a character
 
     def measure(self, model: NeoX) -> dict[str, float]:
         """The numbers of all tasks. The model stays as it is."""

@@ -174,11 +174,8 @@ class Problems(Task):
     def reads_data(cls, options: Options) -> bool:
         return False
 
-    def read(self) -> list[Problem]:
-        raise NotImplementedError
-
     def prepare(self):
-        self.problems = self.read()
+        self.problems = self.read()  # which each subclass has
         if self.options.allow_code_execution:
             if reason := sandbox.missing(self.problems[0].language):
                 raise ValueError(f"--allow_code_execution: {reason}")
