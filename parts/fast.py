@@ -212,7 +212,7 @@ def use_fast_forms(model: NeoX, device: str):
     names = list(FORMS)
     if device != "cpu" or model.config.dropout:
         names.remove("attention")  # it is for CPUs, and knows no dropout
-    suitable = names
+    suitable, reason = names, ""
     try:
         trial = twin(model)
         expected = outcome(trial)
@@ -220,11 +220,10 @@ def use_fast_forms(model: NeoX, device: str):
         if not agrees(trial, names, expected):  # all together first, as it takes less time
             names = [name for name in names if agrees(trial, [name], expected)]
     except Exception as error:  # whatever a changed model raises here, the plain forms can run
-        names = []
-        say(f"no fast forms in training for this model: {type(error).__name__}: {error}")
+        names, reason = [], f" ({type(error).__name__}: {error})"
     if names != suitable:
         off = " and ".join(name for name in suitable if name not in names)
-        say(f"model.py was changed: no fast form of {off}, training follows model.py")
+        say(f"model.py was changed: no fast form of {off}, training follows model.py{reason}")
     switch(model, names)
 
 
