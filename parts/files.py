@@ -1,4 +1,5 @@
-"""Write files whole: a file always has its old content or its new content, never half of it."""
+"""Write files whole: a file always has its old content or its new content, never half of it. Read
+JSON that somebody else may have written."""
 
 import json
 import os
@@ -33,6 +34,30 @@ def write_text(path: Path, text: str):
 
 def write_json(path: Path, value):
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def load_json(path: Path, shape=dict):
+    """The value in a JSON file, checked as `parse_json` does."""
+    return parse_json(path.read_bytes(), path, shape)
+
+
+def parse_json(data: bytes | str, where: object, shape=dict):
+    """The value that JSON text states.
+
+    shape: what it must be, as pydantic understands types: dict[str, float], or a TypedDict, whose
+    further keys are ignored. ValueError names `where` (a file, a line of one) and what is wrong."""
+    from pydantic import TypeAdapter, ValidationError  # late: 0.1 s that not every script needs
+
+    try:
+        value = json.loads(data)
+        TypeAdapter(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where} is damaged: {key and key + ': '}{first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged: {error}") from None
+    return value
 
 
 def read_json(path: Path) -> dict:
