@@ -41,6 +41,7 @@ class Settings:
     dataset = "python"  # a folder under data/, made by a script in prepare/
     out_dir = "out/python"  # folder for checkpoints, metrics and the plot
     init_from = "scratch"  # scratch, resume, auto (resume if there is a run), or a run or hub model
+    new_data = False  # resume although the data set is not the one that the run began with
     seed = 1337  # initial weights, batches and dropout follow from it
     # Model (from scratch; weights that come from elsewhere bring their own)
     n_layer = 6  # blocks
@@ -198,9 +199,9 @@ def main():
     with configurator.mistakes():
         dataset = Dataset(cfg.dataset, cfg.block_size)
         tokenizer = tokenization.load(dataset.folder)
-        run = runs.Run(configurator.ROOT / cfg.out_dir, rank)
+        run = runs.Run(cfg.out_dir, rank)
         checkpoint = run.to_resume(cfg.init_from)
-        model = runs.start_model(cfg, dataset, run)
+        model = runs.start_model(cfg, dataset, tokenizer, run)
         tokenizer.encode(cfg.sample_prompt)  # it may lack one of the characters
         if cfg.eval_tasks:
             import tasks

@@ -1,15 +1,33 @@
 """A data set: memory-mapped token ids, and which of them a step reads."""
 
+import hashlib
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
+from typing_extensions import NotRequired, TypedDict
 
 from parts import configurator
+from parts.files import load_json
 
 SPLITS = ("train", "val")
+
+
+class Split(TypedDict):
+    tokens: int
+    bytes: int  # of text
+    max_id: NotRequired[int]  # the largest token id; earlier versions had none, and no hash
+    sha256: NotRequired[str]
+
+
+class Meta(TypedDict):
+    """meta.json, as far as training reads it; prepare/corpus.py writes it."""
+
+    vocab_size: int
+    train: Split
+    val: Split
 
 
 class Dataset:
@@ -28,13 +46,14 @@ class Dataset:
         if not file.is_file():
             raise ValueError(f"there is no data set {self.folder}; {self.hint}")
         try:
-            meta = json.loads(file.read_text(encoding="utf-8"))
-            self.vocab_size = meta["vocab_size"]
-            val = meta["val"]
-            # Times nats per token, this gives bits per byte.
-            self.bits_per_byte = val["tokens"] / val["bytes"] / np.log(2)
-        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-            raise ValueError(f"{file} is damaged ({error!r}); {self.hint}") from None
+            meta = load_json(file, Meta)
+            if min(meta["vocab_size"], meta["val"]["tokens"], meta["val"]["bytes"]) < 1:
+                raise ValueError(f"{file} is damaged: a size in it is not above 0")
+        except ValueError as error:
+            raise ValueError(f"{error}; {self.hint}") from None
+        self.vocab_size = meta["vocab_size"]
+        # Times nats per token, this gives bits per byte.
+        self.bits_per_byte = meta["val"]["tokens"] / meta["val"]["bytes"] / np.log(2)
         return meta
 
     def open_split(self, split: str) -> np.ndarray:
@@ -46,12 +65,17 @@ class Dataset:
             raise ValueError(
                 f"{file} has too few tokens ({count}) for block_size={self.block_size}"
             )
+        recorded = self.meta[split]
+        if count != recorded["tokens"]:
+            raise ValueError(
+                f"{file} has {count:,} tokens, but meta.json says {recorded['tokens']:,}: it was "
+                f"cut short or changed; {self.hint}"
+            )
         tokens = np.memmap(file, dtype="<u2", mode="r")
-        recorded = self.meta.get(split, {})
         # Reading all of it takes long where it is large, so prepare/ records the largest id. Sets
         # of earlier versions, and files that were changed since, are read.
         written = (self.folder / "meta.json").stat().st_mtime
-        unchanged = recorded.get("tokens") == count and file.stat().st_mtime <= written
+        unchanged = file.stat().st_mtime <= written
         largest = recorded.get("max_id")
         if not unchanged or type(largest) is not int or largest < 0:
             largest = int(tokens.max())
@@ -61,6 +85,26 @@ class Dataset:
                 f"{self.hint}"
             )
         return tokens
+
+    def verify(self) -> dict[str, str]:
+        """The SHA-256 of each split, read from the disk. ValueError if it is not the one that
+        meta.json has."""
+        hashes = {}
+        for split in SPLITS:
+            file, digest = self.folder / f"{split}.bin", hashlib.sha256()
+            size = file.stat().st_size
+            bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {file.name}", delay=2)
+            with open(file, "rb") as data, bar:
+                while block := data.read(1 << 22):
+                    digest.update(block)
+                    bar.update(len(block))
+            hashes[split] = digest.hexdigest()
+            if hashes[split] != self.meta[split].get("sha256", hashes[split]):
+                raise ValueError(
+                    f"{file} is damaged or was changed: its SHA-256 is not the one in meta.json; "
+                    f"{self.hint}"
+                )
+        return hashes
 
     def train_batch(self, seed: int, step: int, micro: int, batch_size: int, device: str):
         """Batch number `micro` of a step. A pure function of these numbers, so that a resumed run

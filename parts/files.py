@@ -1,8 +1,12 @@
-"""Write files whole: a file always has its old content or its new content, never half of it. Read
-JSON that somebody else may have written."""
+"""Files that survive: written whole, so that one always has its old content or its new content;
+numbered instead of replaced; locked; and JSON checked, since somebody else may have written it."""
 
+import contextlib
+import errno
+import functools
 import json
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,22 +14,121 @@ from pathlib import Path
 def write_whole(path: Path, write: Callable[[Path], object], keep: int = 1):
     """Call write(temporary path), flush that file to the disk, and move it to `path`.
 
-    keep: how many versions to keep. Older ones are numbered before the suffix: ckpt.1.pt, ...
-    If anything fails (an OSError, or whatever `write` raises), the temporary file is removed and
-    `path` keeps its old content."""
+    keep: how many versions to keep. Older ones are numbered before the suffix: ckpt.1.pt, ... At
+    every moment there is a whole file at `path`, the old one or the new one. If anything fails (an
+    OSError, or whatever `write` raises), the temporary file is removed and `path` keeps its old
+    content."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        versions = [path, *(path.with_suffix(f".{n}{path.suffix}") for n in range(1, keep))]
-        for newer, older in reversed(list(zip(versions, versions[1:]))):
-            if newer.exists():
-                os.replace(newer, older)
+        number_versions(path, keep)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def number_versions(path: Path, keep: int):
+    """Make room for a new version of `path`, which stays where it is: the one before becomes
+    number 1 as well, 1 becomes 2, and so on."""
+    versions = [path, *(path.with_suffix(f".{n}{path.suffix}") for n in range(1, keep))]
+    for newer, older in reversed(list(zip(versions[1:], versions[2:]))):
+        if newer.exists():
+            os.replace(newer, older)
+    if keep > 1 and path.exists():
+        versions[1].unlink(missing_ok=True)
+        try:
+            os.link(path, versions[1])  # two names for one file
+        except OSError:  # a file system without links, such as Colab's Drive
+            os.replace(path, versions[1])
+
+
+def sync_folder(folder: Path):
+    """Flush a folder's list of files to the disk, where the system can do that."""
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def unused(path: Path, suffix: str = "") -> Path:
+    """The path with a number that is above all that are in use: out/python.1, out/python.2, ..."""
+    before = f"{path.name}."
+    names = (file.name for file in path.parent.iterdir())
+    names = (name for name in names if name.startswith(before) and name.endswith(suffix))
+    numbers = (name[len(before) : len(name) - len(suffix)] for name in names)
+    last = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    return path.with_name(f"{before}{last + 1}{suffix}")
+
+
+class Lock:
+    """A folder that only one process at a time may write to. The system releases the lock when the
+    process ends, however it ends."""
+
+    def __init__(self, folder: Path):
+        """BlockingIOError if another process holds the lock."""
+        self.path = folder / "lock"
+        self.file = open(self.path, "a+", encoding="utf-8")
+        if not lock(self.file) or not self.is_ours():  # it may be set aside at this moment
+            holder = self.holder()
+            self.file.close()
+            raise BlockingIOError(f"{folder} is being written to by {holder}; wait for its end")
+
+    def sign(self):
+        """Tell others which process holds the lock."""
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {platform.node()}\n")
+        self.file.flush()
+
+    def holder(self) -> str:
+        """Who has signed last, unless that process has ended: then another one has not signed."""
+        self.file.seek(0)
+        text = self.file.read(200).strip()
+        process, _, host = text.removeprefix("process ").partition(" on ")
+        ended = os.name == "posix" and host == platform.node() and not is_running(process)
+        return text if process.isdecimal() and not ended else "another process"
+
+    def is_ours(self) -> bool:
+        """Whether the folder is still there and the lock in it is this one. A person may have
+        removed or renamed the folder meanwhile."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except OSError:
+            return False
+
+
+def is_running(process: str) -> bool:
+    """Whether there is a process of this number on this machine. POSIX only."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def lock(file) -> bool:
+    """Whether this process now holds the lock on an open file; True where the file system has no
+    locks."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(1 << 30)  # the byte that is locked cannot be read by others
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
 
 
 def write_text(path: Path, text: str):
@@ -46,24 +149,49 @@ def parse_json(data: bytes | str, where: object, shape=dict):
 
     shape: what it must be, as pydantic understands types: dict[str, float], or a TypedDict, whose
     further keys are ignored. ValueError names `where` (a file, a line of one) and what is wrong."""
-    from pydantic import TypeAdapter, ValidationError  # late: 0.1 s that not every script needs
-
     try:
         value = json.loads(data)
-        TypeAdapter(shape).validate_python(value, strict=True)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged: {error}") from None
+    check_shape(value, where, shape)
+    return value
+
+
+def check_shape(value, where: object, shape):
+    """ValueError if the value does not have the shape; see `parse_json`."""
+    from pydantic import ValidationError  # late: 0.1 s that not every script needs
+
+    try:
+        adapter(shape).validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where} is damaged: {key and key + ': '}{first['msg']}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is damaged: {error}") from None
-    return value
+
+
+@functools.cache
+def adapter(shape):
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
+
+
+def read_lines(path: Path, shape=dict) -> tuple[list, int]:
+    """The values in a file of JSON lines that have the shape, and how many lines have not. OSError
+    if the file cannot be read."""
+    values, bad = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            values.append(parse_json(line, path, shape))
+        except ValueError:
+            bad += 1
+    return values, bad
 
 
 def read_json(path: Path) -> dict:
     """The dict in a JSON file; empty if the file is missing, unreadable, or holds no dict."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

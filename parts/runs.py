@@ -6,17 +6,15 @@ and the exported Hugging Face folder. Nothing in it is ever executed.
 """
 
 import contextlib
+import fnmatch
 import json
 import math
 import os
-import pickle  # for the name of an error
 import platform
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -25,56 +23,29 @@ from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from model import NeoX, NeoXConfig
 from parts import configurator, distributed, hf, plots
 from parts import tokenizer as tokenization
+from parts.checkpoints import (
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    put_aside_damaged,
+    save_checkpoint,
+)
 from parts.data import Dataset
-from parts.files import write_json, write_text, write_whole
+from parts.files import Lock, load_json, read_lines, unused, write_json, write_text
 from parts.tokenizer import Tokenizer
 
-# --- checkpoints ----------------------------------------------------------------------------------
+# Every file that a run writes, and what only tracks it. A folder that holds anything else is not
+# set aside for a new run.
+RUN_FILES = """ckpt.pt ckpt.*.pt best.pt damaged.pt damaged.*.pt run.json metrics.jsonl loss.png
+    scores.png eval.json tokenizer.json tokenizer_config.json config.json model.safetensors
+    mlflow.json wandb.json lock""".split()
 
-
-def load_checkpoint(path: Path) -> dict:
-    """The dict that train.py saved: plain values and tensors, nothing in it is executed.
-
-    ValueError if it is damaged or no checkpoint."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch writes checksums, but does not read them
-        if damaged:
-            raise EOFError(f"{damaged} in it is damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint, it may be cut short: {reason}"
-        ) from None
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """The checkpoints of a run's folder, newest first: ckpt.pt, ckpt.1.pt, ..."""
-    older = [file for file in out.glob("ckpt.*.pt") if file.suffixes[0][1:].isdigit()]
-    newest = [file for file in (out / "ckpt.pt",) if file.is_file()]
-    return newest + sorted(older, key=lambda file: int(file.suffixes[0][1:]))
-
-
-def newest_checkpoint(out: Path) -> tuple[dict, Path]:
-    """The newest checkpoint that is whole, and its file. ValueError if there is none."""
-    files = checkpoints(out)
-    if not files:
-        raise ValueError(
-            f"there is nothing to resume: {out / 'ckpt.pt'} does not exist; "
-            "leave --init_from out to start"
-        )
-    for file, older in zip(files, [*files[1:], None]):
-        try:
-            return load_checkpoint(file), file
-        except ValueError as error:
-            if not older:
-                raise
-            print(f"{error}; going on from {older.name}")
+# --- models to use --------------------------------------------------------------------------------
 
 
 def model_from(checkpoint: dict) -> NeoX:
@@ -87,9 +58,6 @@ def model_from(checkpoint: dict) -> NeoX:
             f"the checkpoint does not hold a NeoX model of its own settings: {error!r}"
         ) from None
     return model
-
-
-# --- models to use --------------------------------------------------------------------------------
 
 
 class Loaded(NamedTuple):
@@ -142,42 +110,55 @@ def model_settings(cfg) -> dict:
     return {key: vars(cfg)[key] for key in NeoXConfig.__dataclass_fields__ if key in vars(cfg)}
 
 
-def start_model(cfg, dataset: Dataset, run: "Run") -> NeoX:
-    """The model of the run's checkpoint, a new one, or one from elsewhere.
+def start_model(cfg, dataset: Dataset, tokenizer: Tokenizer, run: "Run") -> NeoX:
+    """The model of the run's checkpoint, a new one, or one from elsewhere. Then cfg has the
+    settings that the model brings, so that nobody records others.
 
     ValueError or OSError where it does not suit the settings or the data set."""
-    checkpoint, out = run.checkpoint, run.out
-    if checkpoint:
-        model = model_from(checkpoint)
-        # A setting of the model that is newer than the checkpoint had its default then.
-        before = checkpoint["settings"] | asdict(model.config)
-        for key, value in {"optimizer": cfg.optimizer, **model_settings(cfg)}.items():
-            if value != before[key]:
-                raise ValueError(
-                    f"{key}={value} does not fit the run in {out}, which began with {before[key]}"
-                )
-        files = (folder / "tokenizer.json" for folder in (out, dataset.folder))
-        if len({file.read_bytes() for file in files}) > 1:
-            raise ValueError(
-                f"the run in {out} was trained with another tokenizer than data set "
-                f"{cfg.dataset} has now"
-            )
+    asked = model_settings(cfg)
+    if run.checkpoint:
+        run.refuse_other(cfg, dataset, tokenizer)
+        model = model_from(run.checkpoint)
     elif cfg.init_from in ("scratch", "auto"):
-        model = NeoX(NeoXConfig(vocab_size=dataset.vocab_size, **model_settings(cfg)))
+        model = NeoX(NeoXConfig(vocab_size=dataset.vocab_size, **asked))
     else:
-        path = configurator.locate(cfg.init_from)
-        model = load_model(path if path.exists() else cfg.init_from)
-    if dataset.vocab_size > model.config.vocab_size:
+        model = model_from_elsewhere(cfg, dataset, tokenizer)
+    c = model.config
+    if dataset.vocab_size > c.vocab_size:
         raise ValueError(
             f"the data set's vocabulary of {dataset.vocab_size} does not fit the model's "
-            f"{model.config.vocab_size}"
+            f"{c.vocab_size}"
         )
-    if cfg.block_size > model.config.block_size:
+    if cfg.block_size > c.block_size:
         raise ValueError(
             f"block_size={cfg.block_size} does not fit the model's context of "
-            f"{model.config.block_size}; use --block_size={model.config.block_size}"
+            f"{c.block_size}; use --block_size={c.block_size}"
         )
+    # Training may use less of the context than the model has.
+    now = {key: getattr(c, key) for key in asked if key != "block_size"}
+    brought = {key: value for key, value in now.items() if value != asked[key]}
+    if brought and not run.checkpoint:
+        changes = ", ".join(f"{key}={value} (not {asked[key]})" for key, value in brought.items())
+        print(f"{cfg.init_from} brings its own {changes}")
+    vars(cfg).update(brought)
+    run.asked = run.checkpoint.get("asked", asked) if run.checkpoint else asked
     return model
+
+
+def model_from_elsewhere(cfg, dataset: Dataset, tokenizer: Tokenizer) -> NeoX:
+    """The model that --init_from names. ValueError or OSError if it cannot be had, or has another
+    tokenizer than the data set."""
+    path = configurator.locate(cfg.init_from)
+    folder = path if path.is_dir() else path.parent if path.exists() else hf.download(cfg.init_from)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        print(f"{file} does not exist; whether the data set's tokens fit the model is unknown")
+    elif load_json(file) != tokenizer.data:
+        raise ValueError(
+            f"data set {cfg.dataset} has other tokens than the model in {folder}; prepare it with "
+            f"--tokenizer={folder}"
+        )
+    return load_model(path if path.exists() else folder)
 
 
 def state_of(model: NeoX, optimizers, scaler, cfg) -> dict:
@@ -194,30 +175,88 @@ def state_of(model: NeoX, optimizers, scaler, cfg) -> dict:
 # --- the folder of a training ---------------------------------------------------------------------
 
 
+class About(TypedDict):
+    """run.json: how the run was made; see `describe`."""
+
+    settings: dict
+    versions: dict
+    git: dict
+    data: dict[str, dict]
+
+
+class Metrics(TypedDict):
+    """A line of metrics.jsonl, with whatever else was recorded at that step."""
+
+    step: int
+
+
 class Run:
     """The folder that a training writes to. Only rank 0 writes; the other processes read.
 
     A full disk or a removed folder does not end the training: it is reported once, and the next
     save tries again."""
 
-    def __init__(self, out: Path, rank: int = 0):
-        self.out, self.rank = out, rank
+    def __init__(self, out_dir: str, rank: int = 0):
+        """out_dir: relative to the repository. ValueError if no run may write there, OSError if
+        another process does."""
+        self.out, self.rank = run_folder(out_dir), rank
         self.checkpoint, self.file = None, None  # what it resumes from
+        self.asked: dict = {}  # the model settings that it began with; weights may bring others
         self.metrics: list[dict] = []
         self.trackers = []
         self.unwritten: set[str] = set()  # what could not be written, to report it once
         self.saved_step, self.saved_at = 0, time.perf_counter()
+        # As early as it can be known without changing anything.
+        there = rank == 0 and (self.out / "lock").exists()
+        self.lock = Lock(self.out) if there else None
 
     def to_resume(self, init_from: str) -> dict | None:
         """The checkpoint to go on from; None for a new run. ValueError where there has to be one
-        and there is none."""
+        and there is none, or where a new run would mix with what the folder holds."""
         if init_from == "resume" or init_from == "auto" and checkpoints(self.out):
             self.checkpoint, self.file = newest_checkpoint(self.out)
+        else:
+            refuse_foreign_files(self.out)
         return self.checkpoint
+
+    def refuse_other(self, cfg, dataset: Dataset, tokenizer: Tokenizer):
+        """ValueError if the run cannot go on with these settings, this data set, its tokenizer."""
+        wanted = model_settings(cfg)
+        wanted |= {key: vars(cfg)[key] for key in ("optimizer", "decay_embeddings")}
+        parts = [self.checkpoint.get(part, {}) for part in ("settings", "model_config", "asked")]
+        for key, value in wanted.items():
+            began = [part[key] for part in parts if key in part]
+            if began and value not in began:
+                raise ValueError(
+                    f"{key}={value} does not fit the run in {self.out}, which began with {began[0]}"
+                )
+        if load_json(self.out / "tokenizer.json") != tokenizer.data:
+            raise ValueError(
+                f"the run in {self.out} was trained with another tokenizer than data set "
+                f"{cfg.dataset} has now"
+            )
+        if self.rank == 0:
+            was, now = self.data_before(), dataset.verify()
+            if not cfg.new_data and any(was.get(split, now[split]) != now[split] for split in now):
+                raise ValueError(
+                    f"the run in {self.out} began with other data than {dataset.folder} holds; "
+                    "--new_data goes on with them"
+                )
+
+    def data_before(self) -> dict[str, str]:
+        """The SHA-256 of each split that the run was trained on, where it is known."""
+        data, file = self.checkpoint.get("data"), self.out / "run.json"
+        if file.exists():
+            try:
+                data = data or load_json(file, About)["data"]
+            except (ValueError, OSError) as error:
+                configurator.say(f"{error}; it is written anew")
+        hashes = {split: about.get("sha256") for split, about in (data or {}).items()}
+        return {split: sha256 for split, sha256 in hashes.items() if sha256}
 
     def begin(self, optimizers, scaler, tokenizer: Tokenizer, cfg, meta: dict):
         """Restore the optimizers and make the folder ready. A new run sets the last one aside; a
-        resumed one drops the metrics after its checkpoint, and renames a checkpoint that was passed
+        resumed one drops the metrics after its checkpoint, and renames checkpoints that were passed
         over as damaged. ValueError or OSError says what does not fit."""
         self.tokenizer, self.about = tokenizer, describe(cfg, meta)
         if self.checkpoint:
@@ -227,26 +266,34 @@ class Run:
             print(f"going on from step {self.saved_step}, {self.file}")
         if self.rank:
             return
-        newest = self.out / "ckpt.pt"
-        if self.checkpoint and self.file != newest:
-            if newest.exists():
-                os.replace(newest, self.out / "damaged.pt")
-            os.replace(self.file, newest)
-        elif not self.checkpoint and checkpoints(self.out):
-            shutil.rmtree(f"{self.out}.old", ignore_errors=True)
-            self.out.rename(f"{self.out}.old")
-            print(f"{self.out} held a run; it is now {self.out.name}.old")
+        self.claim()
+        if self.checkpoint:
+            put_aside_damaged(self.out, self.file)
+        elif any(file.name != "lock" for file in self.out.iterdir()):
+            aside = unused(self.out)
+            if os.name == "nt":  # where a folder with an open file cannot be renamed
+                self.lock.file.close()
+            self.out.rename(aside)
+            print(f"{self.out} held a run; it is now {aside}")
+            self.claim()
         self.write_basics(with_tokenizer=not self.checkpoint)  # a resumed run has its own
         self.write_metrics()
 
     def restore(self, optimizers, scaler, cfg):
-        """The inverse of `state_of`."""
+        """The inverse of `state_of`. What the settings say of an optimizer, such as weight decay,
+        is as it is now, not as it was saved."""
         try:
             states = self.checkpoint["optimizers"]
             for optimizer, state in zip(optimizers, states, strict=True):
                 if cfg.shard:
                     state = distributed.slice_state(optimizer, state)
+                wanted = [
+                    {key: group[key] for key in optimizer.defaults if key in group}
+                    for group in optimizer.param_groups
+                ]
                 optimizer.load_state_dict(state)
+                for group, settings in zip(optimizer.param_groups, wanted):
+                    group.update(settings)
             if self.checkpoint["scaler"]:  # empty where the run was not in float16 until now
                 scaler.load_state_dict(self.checkpoint["scaler"])
             del self.checkpoint["model"], self.checkpoint["optimizers"]  # their memory is wanted
@@ -255,9 +302,16 @@ class Run:
                 f"{self.file} does not fit --optimizer={cfg.optimizer}: {error}"
             ) from None
 
+    def claim(self):
+        """Make the folder where there is none, and lock it for this process. OSError if another
+        process has it."""
+        if not self.lock or not self.lock.is_ours():
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock = Lock(self.out)
+        self.lock.sign()
+
     def write_basics(self, with_tokenizer: bool):
         """Write what the folder holds besides checkpoints and metrics."""
-        self.out.mkdir(parents=True, exist_ok=True)
         if with_tokenizer:
             self.tokenizer.save(self.out)
         write_json(self.out / "run.json", self.about)
@@ -266,7 +320,8 @@ class Run:
         """Whether write() worked. If not, report it once; the training goes on."""
         try:
             if self.rank == 0:
-                if not (self.out / "tokenizer.json").exists():
+                if not self.lock.is_ours():  # somebody removed or renamed the folder
+                    self.claim()
                     self.write_basics(with_tokenizer=True)
                 write()
         except (OSError, RuntimeError) as error:  # RuntimeError: torch.save's word for a full disk
@@ -291,10 +346,8 @@ class Run:
                 )
                 return False
 
-        def write(temporary):
-            torch.save(state, temporary)
-
-        done = self.attempt(name, lambda: write_whole(self.out / name, write, keep))
+        state |= {"data": self.about["data"], "asked": self.asked}
+        done = self.attempt(name, lambda: save_checkpoint(self.out / name, state, keep))
         if done and name == "ckpt.pt":
             self.saved_step = state["step"]
         return done
@@ -372,13 +425,44 @@ class Run:
         return max((line["step"] for line in self.metrics if key in line), default=-1)
 
 
+def run_folder(out_dir: str) -> Path:
+    """The folder that --out_dir names, links followed. ValueError if it is one that holds all runs,
+    all data sets or the repository, where a run would sooner or later set them aside."""
+    root = configurator.ROOT
+    out = Path(os.path.realpath(root / os.path.expanduser(out_dir)))
+    for taken in (root / "out", root / "data", root, *root.parents):
+        if out == taken.resolve() or out.exists() and taken.exists() and out.samefile(taken):
+            raise ValueError(
+                f"--out_dir={out_dir} is {taken}, which is not for one run alone; give a folder "
+                "like out/python"
+            )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out_dir={out_dir} is not a folder")
+    return out
+
+
+def refuse_foreign_files(out: Path):
+    """ValueError if a folder holds anything that no run writes."""
+    patterns = [pattern + end for pattern in RUN_FILES for end in ("", ".tmp")]
+    for file in sorted(out.iterdir()) if out.exists() else ():
+        if not file.is_file() or not any(fnmatch.fnmatch(file.name, p) for p in patterns):
+            raise ValueError(
+                f"{out} holds {file.name}, which no run writes, so it is left as it is; choose "
+                "another --out_dir"
+            )
+
+
 def read_metrics(out: Path, last_step: int) -> list[dict]:
-    """The lines of metrics.jsonl up to a step. A line that was cut short is left out."""
-    lines = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
+    """The lines of metrics.jsonl up to a step. Damaged ones are left out, which is said."""
+    file = out / "metrics.jsonl"
+    try:
+        lines, bad = read_lines(file, Metrics)
+    except OSError as error:
+        lines, bad = [], 0
+        if file.exists():
+            configurator.say(f"{file} cannot be read: {error}")
+    if bad:
+        configurator.say(f"{file}: damaged lines are left out: {bad}")
     return [line for line in lines if line["step"] <= last_step]
 
 

@@ -13,7 +13,7 @@ from conftest import ROOT, TINY, in_process
 
 import train
 from parts import device, distributed, plots
-from parts.runs import load_checkpoint
+from parts.checkpoints import load_checkpoint
 
 EACH = """
 import functools, sys, torch, train

@@ -1,28 +1,31 @@
 """Whatever ends or hinders a run, no more is lost than the steps since its last save, and the
 person is told."""
 
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, in_process
+from conftest import ROOT, TINY, in_process, run
 
 import train
-from parts import runs
+from parts import configurator, runs
+from parts.checkpoints import checksum, load_checkpoint, newest_checkpoint
 from parts.fast import FastNeoX
-from parts.runs import load_checkpoint
+from parts.files import Lock
 
 TRIALS = """
 import ctypes, os, random, resource, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 import matplotlib.pyplot, train  # once, for every trial to be forked from
 from pathlib import Path
-from parts import device, runs
+from parts import checkpoints, device, runs
 device.matmul_peak = lambda *_: 1e12  # measuring it would take most of a trial
 out, settings, random_moment = Path(sys.argv[2]), sys.argv[3:], random.Random(0)
 ckpt, said = out / "ckpt.pt", Path(sys.argv[2] + ".said")
@@ -53,15 +56,12 @@ def training(limit=None):
     train.main()
 
 def checked_step():
-    checkpoint, file = runs.newest_checkpoint(out)
+    checkpoint, file = checkpoints.newest_checkpoint(out)
     runs.model_from(checkpoint)
     return checkpoint["step"]
 
 def stamp():
-    try:
-        return ckpt.stat().st_mtime_ns
-    except FileNotFoundError:  # before the first, and for an instant in every save
-        return 0
+    return ckpt.stat().st_mtime_ns if begun or ckpt.exists() else 0  # it never vanishes
 
 def until(condition, pid):
     while not condition():
@@ -71,7 +71,7 @@ def until(condition, pid):
 def last_step():
     return runs.read_metrics(out, 10**9)[-1]["step"]
 
-kept = 0
+begun, kept = False, 0
 for trial in range(30):
     kind = ["SIGKILL amid a save", "SIGKILL"][trial % 2]
     if trial >= 20:
@@ -111,7 +111,8 @@ for trial in range(30):
         if kind == "full disk":
             assert not list(out.glob("*.tmp"))
         if kind in ("cut", "flipped"):
-            assert "going on from ckpt.1.pt" in text and (out / "damaged.pt").exists(), text
+            assert "going on from ckpt.1.pt" in text and list(out.glob("damaged.*.pt")), text
+    begun = True
     step = result(forked(checked_step))
     print(trial, kind, note, code, kept, step, sep=",", flush=True)
     kept = step
@@ -236,3 +237,186 @@ def test_weights_that_are_not_finite_never_reach_the_disk(dataset, tmp_path, mon
         torch.isfinite(t).all()
         for t in load_checkpoint(tmp_path / "run" / "ckpt.pt")["model"].values()
     )
+
+
+# --- nothing that is there is lost ----------------------------------------------------------------
+
+
+def begin(monkeypatch, dataset, out, *settings):
+    """A training of one step, in this process; its exit code."""
+    tiny = (*TINY, "--n_embd=16", "--max_iters=1", f"--dataset={dataset}", f"--out_dir={out}")
+    return in_process(monkeypatch, *tiny, *settings)
+
+
+def test_runs_are_set_aside_under_numbers_and_nothing_else_is_touched(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    for seed in range(3):
+        assert begin(monkeypatch, dataset, out, f"--seed={seed}") == 0
+    said = capsys.readouterr().out
+    assert f"{out} held a run; it is now {out}.1" in said and f"it is now {out}.2" in said
+    seeds = [json.loads((tmp_path / run / "run.json").read_text()) for run in ("run.1", "run.2")]
+    assert [about["settings"]["seed"] for about in seeds] == [0, 1]
+    for file in (*out.glob("ckpt*.pt"), out / "lock"):  # what is left is a run too
+        file.unlink()
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    assert begin(monkeypatch, dataset, link) == 0
+    assert link.is_symlink() and link.resolve() == out and (out / "ckpt.pt").exists()
+    assert json.loads((tmp_path / "run.3/run.json").read_text())["settings"]["seed"] == 2
+
+    (out / "notes.txt").write_text("mine")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(configurator, "ROOT", tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    for folder in (out, "out", "data", ".", "", "..", "out/..", "out/../data", "/", tmp_path):
+        assert begin(monkeypatch, dataset, folder) == 2, folder
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+    assert capsys.readouterr().err.count("error: ") == 10
+    assert (
+        begin(monkeypatch, dataset, out, "--init_from=auto", "--max_iters=2") == 0
+    )  # moves nothing
+
+
+def test_a_second_training_in_the_same_folder_is_refused(dataset, trained, tmp_path, monkeypatch):
+    out = shutil.copytree(trained, tmp_path / "run")
+    holder = Lock(out)
+    holder.sign()
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    for how in ("scratch", "auto", "resume"):
+        done = run(
+            "train.py",
+            *TINY,
+            f"--dataset={dataset}",
+            f"--out_dir={out}",
+            f"--init_from={how}",
+            ok=False,
+        )
+        line = f"error: {out} is being written to by process {os.getpid()} on "
+        assert done.returncode == 2 and done.stderr.startswith(line), done.stderr
+        assert done.stderr.count("\n") == 1
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    assert run("sample.py", f"--ckpt={out}", "--max_new_tokens=3").returncode == 0  # only reads
+    holder.file.close()
+    assert begin(monkeypatch, dataset, out) == 0
+
+
+def test_a_folder_that_was_renamed_while_it_was_written_to_is_begun_anew(
+    dataset, tmp_path, monkeypatch
+):
+    out, evaluate = tmp_path / "run", train.evaluate
+
+    def rename_and_evaluate(*args):
+        if (out / "ckpt.pt").exists() and not (tmp_path / "moved").exists():
+            out.rename(tmp_path / "moved")
+        return evaluate(*args)
+
+    monkeypatch.setattr(train, "evaluate", rename_and_evaluate)
+    assert begin(monkeypatch, dataset, out, "--max_iters=4", "--eval_interval=2") == 0
+    assert [m["step"] for m in runs.read_metrics(out, 9) if "loss" in m] == [1, 2, 3, 4]
+    assert load_checkpoint(out / "ckpt.pt")["step"] == 4
+    assert load_checkpoint(tmp_path / "moved/ckpt.pt")["step"] == 0
+
+
+# --- damage is noticed ----------------------------------------------------------------------------
+
+
+def test_damage_that_torch_reads_over_is_noticed(trained, tmp_path, capsys):
+    """The bit by which a zip file marks a folder: torch then reads a tensor as zeros, and no
+    checksum of the zip file is wrong. The torture tests try 4,000 other mutations."""
+    blob, file = (trained / "ckpt.pt").read_bytes(), tmp_path / "ckpt.pt"
+    older = tmp_path / "ckpt.1.pt"
+    shutil.copy(trained / older.name, older)
+    whole, changed = checksum(load_checkpoint(trained / "ckpt.pt")), 0
+    entries = list(re.finditer(rb"PK\1\2.{42}[^/]*/data/\d+", blob, re.DOTALL))[:5]
+    for entry in entries:
+        damaged = bytearray(blob)
+        damaged[entry.start() + 38] ^= 16
+        file.write_bytes(damaged)
+        alone = torch.load(file, weights_only=True)
+        alone.pop("checksum")
+        changed += checksum(alone) != whole
+        assert newest_checkpoint(tmp_path)[1] == older
+    wrong = capsys.readouterr().err.count("its checksum is wrong; going on from ckpt.1.pt")
+    assert changed == wrong == len(entries) == 5
+
+
+def test_damaged_metrics_and_run_json_are_said_and_the_run_goes_on(
+    dataset, trained, tmp_path, monkeypatch, capsys
+):
+    out = shutil.copytree(trained, tmp_path / "run")
+    lines = (out / "metrics.jsonl").read_bytes().splitlines()
+    bad = [b"5", b"{}", b"\xff\xfe", b'{"step": "3"}', b"[" * 9999, b'{"step": 3']
+    (out / "metrics.jsonl").write_bytes(b"\n".join([*lines[:9], *bad, *lines[9:]]))
+    (out / "run.json").write_text('{"settings": 3}')
+    go_on = (*TINY, f"--dataset={dataset}", f"--out_dir={out}", "--init_from=resume")
+    assert in_process(monkeypatch, *go_on, "--max_iters=61") == 0
+    said = capsys.readouterr().err
+    assert f"{out / 'metrics.jsonl'}: damaged lines are left out: 6" in said
+    assert f"{out / 'run.json'} is damaged" in said
+    assert (out / "metrics.jsonl").read_bytes().splitlines()[: len(lines)] == lines
+    assert json.loads((out / "run.json").read_text())["settings"]["max_iters"] == 61
+
+
+def test_a_resumed_run_wants_the_data_that_it_began_with(
+    dataset, trained, tmp_path, monkeypatch, capsys
+):
+    out, data = shutil.copytree(trained, tmp_path / "run"), tmp_path / "data"
+    shutil.copytree(dataset, data)
+    go_on = (*TINY, f"--dataset={data}", f"--out_dir={out}", "--init_from=resume")
+    flipped = bytearray((dataset / "train.bin").read_bytes())
+    flipped[1000] ^= 1
+    (data / "train.bin").write_bytes(flipped)
+    assert in_process(monkeypatch, *go_on) == 2
+    assert "its SHA-256 is not the one in meta.json" in capsys.readouterr().err
+    assert in_process(monkeypatch, *go_on, "--new_data") == 2  # damaged is not new
+    meta = json.loads((data / "meta.json").read_text())
+    meta["train"]["sha256"] = hashlib.sha256(flipped).hexdigest()
+    (data / "meta.json").write_text(json.dumps(meta))
+    capsys.readouterr()
+    assert in_process(monkeypatch, *go_on) == 2
+    assert "began with other data than" in capsys.readouterr().err
+    assert in_process(monkeypatch, *go_on, "--new_data", "--max_iters=61") == 0
+    assert in_process(monkeypatch, *go_on, "--max_iters=62") == 0  # they are the run's data now
+    (data / "train.bin").write_bytes(flipped[:-200])
+    assert begin(monkeypatch, data, tmp_path / "new") == 2
+    assert "but meta.json says" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_the_tokens_of_another_tokenizer_are_refused(
+    dataset, trained, tmp_path, monkeypatch, capsys
+):
+    data = shutil.copytree(dataset, tmp_path / "data")
+    tokenizer = json.loads((data / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    a, b = list(vocab)[-2:]
+    vocab[a], vocab[b] = vocab[b], vocab[a]  # as many tokens, other meanings
+    (data / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert begin(monkeypatch, data, tmp_path / "new", f"--init_from={trained}") == 2
+    assert f"--tokenizer={trained}" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_settings_are_honoured_or_refused_and_run_json_has_what_happened(
+    dataset, trained, tmp_path, monkeypatch, capsys
+):
+    out = shutil.copytree(trained, tmp_path / "run")
+    go_on = (*TINY, f"--dataset={dataset}", f"--out_dir={out}", "--init_from=resume")
+    assert in_process(monkeypatch, *go_on, "--decay_embeddings=False") == 2
+    assert "decay_embeddings=False does not fit the run" in capsys.readouterr().err
+    honoured = ("--weight_decay=0.7", "--beta1=0.5", "--beta2=0.6")
+    assert in_process(monkeypatch, *go_on, *honoured, "--max_iters=61") == 0
+    groups = load_checkpoint(out / "ckpt.pt")["optimizers"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
+    assert [group["betas"] for group in groups] == [(0.5, 0.6)] * 2
+
+    # The shape comes with the weights, whatever the settings say; resuming takes either.
+    tuned = tmp_path / "tuned"
+    for how in (f"--init_from={trained}", "--init_from=auto"):
+        assert begin(monkeypatch, dataset, tuned, how, "--n_layer=7") == 0
+        settings = json.loads((tuned / "run.json").read_text())["settings"]
+        assert (settings["n_layer"], settings["n_embd"]) == (2, 32)
+    assert f"{trained} brings its own n_layer=2 (not 7), n_embd=32 (not 16)" in (
+        capsys.readouterr().out
+    )
+    assert begin(monkeypatch, dataset, tuned, "--init_from=auto", "--n_layer=3") == 2

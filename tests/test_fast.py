@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import optim
 from model import NeoX, NeoXConfig
 from parts import device, fast, plots
-from parts.runs import load_checkpoint
+from parts.checkpoints import load_checkpoint
 
 SMALL = ("--block_size=16", "--n_embd=16", "--batch_size=2", "--eval_interval=0")
 

@@ -24,7 +24,7 @@ from parts import tokenizer as tokenization
 from tools import plan, speedrun
 
 # {dataset}, {run} and {folder} stand for a good data set, a good run, and an empty folder.
-GOOD = [*TINY, "--dataset={dataset}", "--out_dir={folder}/out", "--max_iters=1"]
+GOOD = [*TINY, "--dataset={dataset}", "--out_dir={folder}/out/new", "--max_iters=1"]
 RESUME_COPY = ["--init_from=resume", "--out_dir={run_copy}"]
 TRAIN = [  # what a person adds to a good command, and a part of the line that must be printed
     (["--learning_rate=1"], "unknown setting 'learning_rate'"),
@@ -144,7 +144,8 @@ def spoil_datasets(dataset, folder):
     for name in ("odd", "ids", "meta", "keys", "tokenizer", "empty"):
         shutil.copytree(dataset, folder / name)
     (folder / "odd/train.bin").write_bytes((dataset / "train.bin").read_bytes()[:-1])
-    np.full(10_000, 60_000, dtype="<u2").tofile(folder / "ids/val.bin")
+    tokens = np.fromfile(dataset / "val.bin", "<u2")
+    np.full_like(tokens, 60_000).tofile(folder / "ids/val.bin")
     (folder / "meta/meta.json").write_text('{"vocab_size": 10')
     (folder / "keys/meta.json").write_text('{"vocab_size": 1024}')
     (folder / "tokenizer/tokenizer.json").write_text('{"model": 3}')
@@ -159,8 +160,9 @@ def spoil_runs(trained, folder):
     (folder / "cut/ckpt.1.pt").write_bytes(whole[: len(whole) // 3])
     checkpoint = torch.load(trained / "ckpt.pt", weights_only=True)
     torch.save(checkpoint | {"model": {}}, folder / "other/ckpt.pt")
-    tokenizer = (trained / "tokenizer.json").read_text()
-    (folder / "words/tokenizer.json").write_text(tokenizer + "\n")
+    tokenizer = json.loads((trained / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].reverse()
+    (folder / "words/tokenizer.json").write_text(json.dumps(tokenizer))
     weights = (trained / "model.safetensors").read_bytes()
     (folder / "halved/model.safetensors").write_bytes(weights[: len(weights) // 2])
     for name in ("halved", "unweighted", "llama"):  # otherwise they are loaded as runs

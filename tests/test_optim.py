@@ -14,7 +14,7 @@ import optim
 import train
 from model import NeoX, NeoXConfig
 from parts import configurator, device, hf, plots
-from parts.runs import load_checkpoint
+from parts.checkpoints import load_checkpoint
 
 NAMES = list(optim.OPTIMIZERS)
 SETTINGS = dict(

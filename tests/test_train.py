@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from parts import hf
 from parts import tokenizer as tokenization
+from parts.checkpoints import load_checkpoint
 from parts.generate import generate
-from parts.runs import load_checkpoint
 
 
 def metrics(out):
@@ -192,7 +192,7 @@ def test_training_starts_from_an_exported_folder_where_the_other_run_ended(
         "train.py", f"--dataset={dataset}", f"--out_dir={out}", *TINY, "--max_iters=1"
     )  # a new run sets the old one aside
     assert (
-        load_checkpoint(tmp_path / "next.old" / "ckpt.pt")["step"] == 2
+        load_checkpoint(tmp_path / "next.1" / "ckpt.pt")["step"] == 2
         and load_checkpoint(out / "ckpt.pt")["step"] == 1
     )
 

@@ -1,0 +1,133 @@
+"""Checkpoints: plain values and tensors, with a checksum over both. Nothing in one is executed."""
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import torch
+from typing_extensions import NotRequired, TypedDict
+
+from parts.configurator import say
+from parts.files import check_shape, unused, write_whole
+
+
+class Checkpoint(TypedDict):
+    """What train.py saves: `runs.state_of`, and how far the run is."""
+
+    model: dict  # tensors by name
+    model_config: dict
+    optimizers: list
+    scaler: dict
+    settings: dict
+    step: int
+    tokens: int
+    best_loss: float
+    elapsed: float
+    data: NotRequired[dict]  # the data set's hashes; earlier versions had them in run.json alone
+    checksum: NotRequired[str]
+
+
+def save_checkpoint(path: Path, state: dict, keep: int = 1):
+    """Write a checkpoint whole, and number the ones before it: ckpt.1.pt, ...
+
+    OSError or RuntimeError (torch's word for a full disk) if that fails."""
+    sealed = state | {"checksum": checksum(state)}
+    write_whole(path, lambda temporary: torch.save(sealed, temporary), keep)
+
+
+def checksum(value) -> str:
+    """The SHA-256 of plain values and tensors, as they are nested in dicts and lists."""
+    digest = hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            numbers = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(numbers.view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            digest.update(b"{%d" % len(value))
+            for key, item in value.items():
+                add(key)
+                add(item)
+        elif isinstance(value, (list, tuple)):
+            digest.update(b"[%d" % len(value))
+            for item in value:
+                add(item)
+        elif isinstance(value, (set, frozenset)):  # in another order in every process
+            add(sorted(value, key=repr))
+        else:
+            digest.update(repr(value).encode() + b"\n")
+
+    add(value)
+    return digest.hexdigest()
+
+
+def load_tensors(path: Path):
+    """What torch.save wrote, if it is plain values and tensors. ValueError if it is anything else,
+    or damaged: the message never repeats torch's advice to load it unsafely."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged bytes make torch's reader raise anything
+        unsafe = "weights_only" in str(error) or "Weights only" in str(error)
+        reason = "it is no file of tensors" if unsafe else str(error).partition("\n")[0][:200]
+        raise ValueError(f"{path} cannot be read: {reason}") from None
+
+
+def load_checkpoint(path: Path) -> dict:
+    """The dict that train.py saved, a `Checkpoint`.
+
+    ValueError if it is damaged or no checkpoint; FileNotFoundError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch writes checksums of its own, but reads none
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
+        checkpoint = load_tensors(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # as in load_tensors; an OSError is a sector that cannot be read
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint, it may be cut short: {error}"
+        ) from None
+    check_shape(checkpoint, path, Checkpoint)
+    # A damaged header can make zipfile and torch read different bytes.
+    sealed = checkpoint.pop("checksum", None)
+    if sealed is not None and sealed != checksum(checkpoint):
+        raise ValueError(f"{path} cannot be read as a checkpoint: its checksum is wrong")
+    return checkpoint
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The checkpoints of a run's folder, newest first: ckpt.pt, ckpt.1.pt, ..."""
+    older = [file for file in out.glob("ckpt.*.pt") if file.suffixes[0][1:].isdigit()]
+    newest = [file for file in (out / "ckpt.pt",) if file.is_file()]
+    return newest + sorted(older, key=lambda file: int(file.suffixes[0][1:]))
+
+
+def newest_checkpoint(out: Path) -> tuple[dict, Path]:
+    """The newest checkpoint that is whole, and its file. ValueError if there is none."""
+    files = checkpoints(out)
+    if not files:
+        raise ValueError(
+            f"there is nothing to resume: {out / 'ckpt.pt'} does not exist; "
+            "leave --init_from out to start"
+        )
+    for file, older in zip(files, [*files[1:], None]):
+        try:
+            return load_checkpoint(file), file
+        except (ValueError, FileNotFoundError) as error:
+            if not older:
+                raise
+            say(f"{error}; going on from {older.name}")
+
+
+def put_aside_damaged(out: Path, whole: Path):
+    """Rename the checkpoints that are newer than `whole`, the newest one that can be read, to
+    damaged.1.pt, ..., and make it ckpt.pt."""
+    files = checkpoints(out)
+    for file in files[: files.index(whole)]:
+        os.replace(file, unused(out / "damaged", ".pt"))
+    os.replace(whole, out / "ckpt.pt")
