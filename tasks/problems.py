@@ -7,27 +7,31 @@ the known solution, and whether likelier than its mutants.
 
 import functools
 import gzip
-import json
+import http.client
 import math
 import os
 import random
 import tempfile
 import urllib.request
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+from typing_extensions import NotRequired, TypedDict  # torch needs it
 
 from parts import configurator
-from parts.files import write_whole
+from parts.files import parse_json, write_whole
 from tasks import sandbox
 from tasks.code import lex
 from tasks.places import Place
 from tasks.scoring import score
 from tasks.task import Examinee, Options, Task
 from tasks.writing import Writer, write_bodies
+
+MOST_BYTES = 1 << 28  # of a file of problems, unpacked
 
 # --- reading them ---------------------------------------------------------------------------------
 
@@ -43,8 +47,24 @@ class Problem(NamedTuple):
     test_setup: str  # what the tests need: package, imports, ...; Go only
 
 
-def read_problem(row: dict, language: str) -> Problem:
-    return Problem(
+Row = TypedDict(
+    "Row",
+    {
+        "task_id": str,
+        "prompt": str,
+        "canonical_solution": str,
+        "test": str,
+        "entry_point": NotRequired[str],  # Python needs it
+        "import": NotRequired[str],
+        "test_setup": NotRequired[str],
+        "declaration": NotRequired[str],  # only HumanEval-X has it
+    },
+)
+
+
+def read_problem(row: Row, language: str) -> Problem:
+    """ValueError if a problem cannot be made of it."""
+    problem = Problem(
         row["task_id"],
         language,
         row["prompt"],
@@ -54,28 +74,55 @@ def read_problem(row: dict, language: str) -> Problem:
         row.get("import", ""),
         row.get("test_setup", ""),
     )
+    for key, text in problem._asdict().items():
+        text.encode()  # JSON can spell half of a character
+        if not text.strip() and key in ("id", "prompt", "solution", "test"):
+            raise ValueError(f"its {key} is empty")
+    if language == "python" and not problem.name.isidentifier():
+        raise ValueError(f"its entry_point is no name of a function: {problem.name!r}")
+    if not mutants(problem, 1):
+        raise ValueError("its solution is too short to be changed")
+    return problem
 
 
 def read_problems(name: str, files: list[Path], language: str) -> list[Problem]:
     """The problems in .jsonl or .jsonl.gz files. ValueError or OSError says what is wrong."""
-    problems = []
+    problems = {}
     for file in files:
-        data = file.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        for number, line in enumerate(data.decode("utf-8").splitlines(), 1):
+        for number, line in enumerate(contents(file).split(b"\n"), 1):
+            if not line.strip():
+                continue
             try:
-                row = json.loads(line)
-                go = "declaration" in row  # so it is HumanEval-X's
-                if name == "mine" or go == (language == "go"):
-                    problems.append(read_problem(row, language))
-            except (ValueError, KeyError, TypeError) as error:
-                why = f"it lacks {error}" if isinstance(error, KeyError) else error
+                row = parse_json(line, "it", Row)
+                if name == "mine" or ("declaration" in row) == (language == "go"):
+                    problem = read_problem(row, language)
+                    if problem.id in problems:
+                        raise ValueError(f"the task_id {problem.id} was used before")
+                    problems[problem.id] = problem
+            except ValueError as error:
                 raise ValueError(
-                    f"{file}, line {number}, is not a problem in HumanEval's format: {why}"
+                    f"{file}, line {number}, is not a problem in HumanEval's format: {error}"
                 ) from None
     if not problems:
         raise ValueError(f"{', '.join(map(str, files))} holds no problem of {name}")
-    return problems
+    return list(problems.values())
+
+
+def contents(file: Path) -> bytes:
+    """The bytes of a file, unpacked if they are gzip's. ValueError or OSError for a damaged one, or
+    for more than MOST_BYTES."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is not a file")
+    with open(file, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        try:
+            data = (gzip.open(raw) if packed else raw).read(MOST_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{file} has more than {MOST_BYTES >> 20} MB")
+    return data
 
 
 def fetched(url: str) -> Path:
@@ -86,7 +133,7 @@ def fetched(url: str) -> Path:
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:
                 data = answer.read()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ValueError(
                 f"{url} could not be downloaded ({error}); save it as {file}"
             ) from None
@@ -222,11 +269,7 @@ class Problems(Task):
         places = [Place(problem.prompt, problem.solution, "", "") for problem in jobs]
         writer = Writer(examinee.network, self.tokenizer, self.options, self.options.temperature)
         bodies = [body for body, _ in write_bodies(writer, places, language, self.name)]
-        threads = os.cpu_count() if language == "python" else 1
-        progress = dict(desc=f"{self.name}: running", unit="program", leave=False, disable=None)
-        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(threads) as pool:
-            run = functools.partial(passed, folder=folder)
-            passes = list(tqdm(pool.map(run, jobs, bodies), total=len(jobs), **progress))
+        passes = run_all(jobs, bodies, self.name)
         correct = np.reshape(passes, (len(self.problems), n)).sum(axis=1)
         return {
             f"pass@{k}": float(np.mean([pass_at_k(n, c, k) for c in correct]))
@@ -273,6 +316,26 @@ class Mine(Problems):
     def read(self) -> list[Problem]:
         language = self.options.language or self.language or "python"
         return read_problems(self.name, [Path(__file__).with_name(f"{language}.jsonl")], language)
+
+
+def run_all(problems: list[Problem], bodies: list[str], name: str) -> list[bool]:
+    """Whether each body passes its problem's tests. Ctrl-C ends whatever runs. name: of the
+    progress bar."""
+    language = problems[0].language
+    threads = os.cpu_count() if language == "python" else 1
+    progress = dict(desc=f"{name}: running", unit="program", leave=False, disable=None)
+    sandbox.halt.clear()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(threads) as pool:
+        if language == "go":
+            tqdm.write("compiling Go's library, once for all programs")
+            sandbox.warm_up(folder, problems[0].test_setup)
+        run = functools.partial(passed, folder=folder)
+        try:
+            return list(tqdm(pool.map(run, problems, bodies), total=len(problems), **progress))
+        except BaseException:
+            sandbox.halt.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def passed(problem: Problem, body: str, folder: str | None) -> bool:

@@ -12,6 +12,7 @@ import socket
 import string
 import sys
 import tempfile
+import threading
 import tokenize
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -497,7 +498,59 @@ def cube(x): return x ** 3
 --- not Python
 func square(x int) int {{ return x * x }}
 """
-HOSTILE = dict(part.rstrip("\n").split("\n", 1) for part in PROGRAMS.split("--- ")[1:])
+
+
+def split(programs):
+    """The programs by their names."""
+    return dict(part.rstrip("\n").split("\n", 1) for part in programs.split("--- ")[1:])
+
+
+HOSTILE = split(PROGRAMS)
+
+
+class Watch(threading.Thread):
+    """Watches the processes that this one starts, from outside. `peak`: the most bytes that they
+    had at a time, with what the machine's shared and kernel memory grew by meanwhile."""
+
+    def __enter__(self):
+        self.peak, self.seen, self.ended, self.before = 0, set(), threading.Event(), kernel_bytes()
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.join()
+
+    def run(self):
+        while not self.ended.wait(0.02):
+            total, mine = kernel_bytes() - self.before, descendants(os.getpid())
+            for pid in mine:
+                sizes = read(Path(f"/proc/{pid}/smaps_rollup")).decode()
+                total += sum(int(n) << 10 for n in re.findall(r"Pss_Anon:\s+(\d+)", sizes))
+                self.seen.add((pid, started(pid)))
+            self.peak = max(self.peak, total)
+
+    def left(self):
+        """Those that still run."""
+        return [pid for pid, start in self.seen if start and started(pid) == start]
+
+
+def kernel_bytes():
+    sizes = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
+    return sum(int(sizes[name]) << 10 for name in ("Shmem", "SUnreclaim", "PageTables"))
+
+
+def descendants(pid):
+    children = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        children += map(int, read(task).split())
+    return children + [one for child in children for one in descendants(child)]
+
+
+def started(pid):
+    """When a process started; with its number, this tells it from all others. None: it is gone."""
+    fields = read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+    return fields[19] if fields and fields[0] not in (b"Z", b"X") else None
 
 
 @runs_programs
@@ -508,7 +561,6 @@ def test_hostile_programs_harm_nothing_end_in_time_and_never_pass(tmp_path):
     file.chmod(0o666)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.1)
-    mark = f"marked_{os.getpid()}_{random.random()}"
     values = dict(
         file=str(file),
         folder=str(tmp_path),
@@ -518,22 +570,17 @@ def test_hostile_programs_harm_nothing_end_in_time_and_never_pass(tmp_path):
     )
 
     def attack(name):
-        program = f"# {mark}\n" + HOSTILE[name].format(**values)
+        program = HOSTILE[name].format(**values)
         return name, sandbox.run_python(program, "square", "", SQUARE, seconds=1.5)
 
-    with ThreadPoolExecutor(2) as pool:
+    with Watch() as watch, ThreadPoolExecutor(2) as pool:
         passed = {name: why for name, (ok, why) in pool.map(attack, HOSTILE) if ok}
     assert len(HOSTILE) >= 30 and not passed
     assert file.read_text() == "untouched" and [f.name for f in tmp_path.iterdir()] == ["file"]
     assert Path(sandbox.__file__).read_text() == harness
     with pytest.raises(TimeoutError):
         listener.accept()
-    left = [
-        p
-        for p in Path("/proc").glob("[0-9]*/cmdline")
-        if p.parent.name != str(os.getpid()) and mark.encode() in read(p)
-    ]
-    assert not left
+    assert len(watch.seen) > len(HOSTILE) and not watch.left()
     assert sandbox.run_python("def square(x): return x * x", "square", "", SQUARE) == (True, "")
     assert sandbox.run_python("def square(x): return x + x", "square", "", SQUARE) == (
         False,
@@ -624,6 +671,16 @@ def test_the_solutions_of_the_handmade_python_set_pass_and_mutants_do_not():
         assert not any(pool.map(wrong, mine[::5]))
 
 
+GO_CHEATS = [
+    "\tos.Exit(0)\n}\n",
+    "\treturn nil\n}\nfunc init() { os.Exit(0) }\n",
+    '\treturn nil\n}\nimport "os"\n',
+    "\treturn nil\n}\nfunc TestMain(m *testing.M) {}\n",
+    "\tfor {\n\t}\n}\n",
+    "\tpanic(0)\n}\n",
+]
+
+
 @runs_go
 def test_go_programs_pass_on_merit_alone():
     mine = {problem.id: problem for problem in problems_of(problems.Mine, language="go")}
@@ -632,19 +689,11 @@ def test_go_programs_pass_on_merit_alone():
         theirs = problems_of(problems.HumanEvalX, file=(f"{DATA}/humaneval_go.jsonl.gz",))
         assert len(theirs) == 164
         right += [theirs[n] for n in (0, 2, 38, 162)]  # 38, 162: imports for both files together
-    cheats = [
-        "\tos.Exit(0)\n}\n",
-        "\treturn nil\n}\nfunc init() { os.Exit(0) }\n",
-        '\treturn nil\n}\nimport "os"\n',
-        "\treturn nil\n}\nfunc TestMain(m *testing.M) {}\n",
-        "\tfor {\n\t}\n}\n",
-        "\tpanic(0)\n}\n",
-    ]
     with tempfile.TemporaryDirectory() as folder:
         for problem in right:
             assert problems.passed(problem, problem.solution, folder), problem.id
         unique = mine["go/Unique"]
-        for cheat in cheats:
+        for cheat in GO_CHEATS:
             program = unique.prompt + cheat
             how = unique.test, unique.test_setup, folder
             verdict = sandbox.run_go(program, *how, seconds=1)
