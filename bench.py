@@ -12,6 +12,8 @@ other, so that each has its memory alone. Figures are medians, with the slowest 
 in brackets; ratios are medians of the ratios within a round.
 """
 
+from parts.start import run, spawn
+
 import contextlib
 import json
 import statistics
@@ -76,7 +78,7 @@ class Process:
 
     def __init__(self, name, action):
         self.name, self.errors = name, tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
+        self.process = spawn(
             [sys.executable, __file__, "contender", name, action, *sys.argv[1:]],
             env=peers.environment(name),
             stdin=subprocess.PIPE,
@@ -272,4 +274,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

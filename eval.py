@@ -20,6 +20,8 @@ Prints a table and writes eval.json into the run's folder. Results of other task
 are for the same weights and data.
 """
 
+from parts.start import run
+
 import json
 import sys
 from pathlib import Path
@@ -169,4 +171,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

@@ -7,6 +7,8 @@ One sample is streamed as it is made. Several are made together and printed one 
 each after the prompt.
 """
 
+from parts.start import run
+
 import sys
 from pathlib import Path
 
@@ -95,4 +97,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

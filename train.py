@@ -8,6 +8,8 @@ Reads data/<dataset> (made by a script in prepare/) and writes out_dir: checkpoi
 loss.png, and at the end the model as Hugging Face's transformers loads it.
 """
 
+from parts.start import StopSignal, run
+
 import math
 import os
 from collections.abc import Callable
@@ -185,6 +187,7 @@ def build(cfg, model, dataset, device, dtype, rank, world, step) -> Trainer:
     return Trainer(forward, model, optimizers, scaler, autocast, batches, cfg.grad_clip)
 
 
+@distributed.ends_with_its_peers()
 def main():
     cfg = read_settings()
     with configurator.mistakes():
@@ -196,7 +199,7 @@ def main():
     # The data, and the model: new, from this run's last checkpoint, or from other weights.
     torch.manual_seed(cfg.seed)
     exam = None
-    with configurator.mistakes():
+    with distributed.together(), configurator.mistakes():
         dataset = Dataset(cfg.dataset, cfg.block_size)
         tokenizer = tokenization.load(dataset.folder)
         run = runs.Run(cfg.out_dir, rank)
@@ -212,7 +215,7 @@ def main():
     step, tokens, best_loss = last["step"], last["tokens"], last["best_loss"]
     trainer = build(cfg, model, dataset, device, dtype, rank, world, step)
     optimizers, scaler = trainer.optimizers, trainer.scaler
-    with configurator.mistakes():
+    with distributed.together(), configurator.mistakes():
         run.begin(optimizers, scaler, tokenizer, cfg, dataset.meta)
 
     tokens_per_step = cfg.batch_size * cfg.grad_accum * cfg.block_size
@@ -223,7 +226,7 @@ def main():
         f"{str(dtype)[6:]}, peak {peak / 1e12:.2f} TFLOP/s"
     )
     run.start_trackers([name for name in ("wandb", "mlflow") if getattr(cfg, name)])
-    stop = runs.StopSignal(announce=rank == 0)
+    stop = StopSignal(announce=rank == 0)
     steps, quiet = None if cfg.max_minutes else cfg.max_iters, True if rank else None
     bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=quiet)
     clock, evaluated = runs.Clock(last["elapsed"]), run.last_step("val_loss")
@@ -233,7 +236,7 @@ def main():
         # How far the run is, by steps or by the clock. All processes continue or stop together.
         progress = max(step / cfg.max_iters, clock.share(cfg.max_minutes))
         stale = 0 < cfg.save_minutes < run.minutes_unsaved()
-        progress, stopping, stale = distributed.agree(progress, bool(stop), stale)
+        progress, stopping, stale = distributed.agree(progress, stop.number, stale)
         ending = progress >= 1 or stopping
         due = progress >= 1 or cfg.eval_interval and step % cfg.eval_interval == 0
         evaluating = due and not stopping and step > evaluated
@@ -288,14 +291,15 @@ def main():
         bar.update()
 
     bar.close()
+    stop.end()
     run.export(distributed.single(model), cfg.dataset)
     distributed.leave()
-    run.finish("stopped" if stop else "finished", step, cfg.tracker_wait)
-    if stop:
+    run.finish("stopped" if stopping else "finished", step, cfg.tracker_wait)
+    if stopping:
         print(f"stopped at step {step}; go on with --init_from=resume")
-        raise SystemExit(128 + stop.number)
+        raise SystemExit(128 + int(stopping))
     print(f"done at step {step}; try: python sample.py --ckpt={cfg.out_dir}")
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

@@ -1,5 +1,7 @@
 """Checkpoints: plain values and tensors, with a checksum over both. Nothing in one is executed."""
 
+from parts.start import say
+
 import hashlib
 import os
 import zipfile
@@ -8,7 +10,6 @@ from pathlib import Path
 import torch
 from typing_extensions import NotRequired, TypedDict
 
-from parts.configurator import say
 from parts.files import check_shape, unused, write_whole
 
 

@@ -1,4 +1,4 @@
-"""Settings, and how scripts run and end.
+"""Settings, and a person's mistakes.
 
 Settings: a script's defaults, then config files, then --key=value; the later one wins. A script
 states its defaults in a class, one a line, with the comment that `--help` prints:
@@ -20,18 +20,17 @@ A class that names its script in _script can be inherited by other scripts: they
 settings, and their --help refers to that script instead of listing them again.
 """
 
+from parts.start import say, speaks
+
 import ast
 import difflib
-import gc
 import inspect
 import math
-import os
 import runpy
-import signal
 import sys
+import time
 import types
 from collections import ChainMap
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -40,36 +39,14 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# --- how a script runs and ends -------------------------------------------------------------------
-
-
-def run(main: Callable[[], None]):
-    """Run a script's main. Ctrl-C, SIGTERM and a closed pipe end the script with exit code 130 and
-    no traceback; a bug still gets its traceback.
-
-    SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so cleanup in `with` and `finally` runs. Code
-    that cleans up may raise KeyboardInterrupt(message) to replace the line that is printed."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    gc.freeze()  # what was imported stays; going over it again and again takes 0.1 s of a start
-    try:
-        main()
-    except KeyboardInterrupt as interrupt:
-        say(str(interrupt) or "interrupted")
-        sys.exit(130)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()  # or Python would complain about the pipe at exit
-        sys.exit(130)
-
-
-def say(message: str):
-    """Print to standard error; under torchrun only once a machine, not once a process."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(message, file=sys.stderr)
+# --- a person's mistakes --------------------------------------------------------------------------
 
 
 def die(message: object) -> NoReturn:
     """End the script because of a person's mistake: one line on standard error, exit code 2."""
-    say(f"error: {' '.join(str(message).split())}")
+    if not speaks():  # most mistakes are all processes' own: torchrun ends this one after the first
+        time.sleep(10)
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -158,7 +135,7 @@ def combine(defaults: dict, layers: list[dict], presets: dict) -> dict:
             lost = [k for k, value in preset.items() if k in given and value != values[k]]
             if lost:
                 changes = ", ".join(f"{k}={preset[k]} (not {values[k]})" for k in lost)
-                print(f"{key}={new} brings its own {changes}", file=sys.stderr)
+                say(f"{key}={new} brings its own {changes}")
             values |= preset
             given -= preset.keys()
         values |= layer

@@ -7,9 +7,12 @@ The processes share the grad_accum batches of a step, so that together they do w
 Without torchrun every function here returns what it was given.
 """
 
+from parts.start import say
+
 import inspect
 import os
 import sys
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -27,7 +30,7 @@ def running() -> bool:
 
 def join(cfg, device: str) -> tuple[int, int]:
     """(rank, number of processes) among those that torchrun started; (0, 1) without it. Only rank 0
-    prints. Ends the script where the settings do not suit several processes."""
+    prints. Ends the script where the settings or the environment do not suit several processes."""
     if "RANK" not in os.environ:
         if cfg.shard:
             configurator.die(
@@ -35,7 +38,10 @@ def join(cfg, device: str) -> tuple[int, int]:
                 "torchrun --nproc_per_node=N train.py ..."
             )
         return 0, 1
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world, local = place()
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), torch.cuda.device_count()
+    if device == "cuda" and here > gpus:
+        configurator.die(f"{here} processes need a GPU each, not {gpus}: --nproc_per_node={gpus}")
     if cfg.grad_accum % world:
         configurator.die(
             f"grad_accum={cfg.grad_accum} must be a multiple of the {world} processes, "
@@ -49,9 +55,57 @@ def join(cfg, device: str) -> tuple[int, int]:
     if rank:
         sys.stdout = open(os.devnull, "w")
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:
+        configurator.die(f"the {world} processes do not find each other: {error}")
     return rank, world
+
+
+def place() -> tuple[int, int, int]:
+    """(rank, number of processes, rank on this machine), as torchrun tells them. Ends the script if
+    they make no sense, as when somebody sets RANK alone."""
+    told = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    whole = all(value.isdecimal() for value in told.values())
+    if not whole or int(told["RANK"]) >= int(told["WORLD_SIZE"]):
+        os.environ.pop("LOCAL_RANK", None)  # so that every process says so
+        found = ", ".join(f"{name}={value or 'nothing'}" for name, value in told.items())
+        configurator.die(
+            f"the environment speaks of several processes, but {found} do not fit together; start "
+            "them with torchrun --nproc_per_node=N train.py ..., or one alone after: unset RANK"
+        )
+    return tuple(map(int, told.values()))
+
+
+def restarted() -> bool:
+    """Whether torchrun --max_restarts has started the processes once more, after one has died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+@contextmanager
+def together():
+    """What ends one process in the block, such as a person's mistake, ends all."""
+    ended = None
+    try:
+        yield
+    except SystemExit as error:
+        ended = error
+    if any(agree(ended is not None)):
+        raise ended or SystemExit(2)
+
+
+@contextmanager
+def ends_with_its_peers():
+    """One line, not a traceback, if another process of the training is gone."""
+    try:
+        yield
+    except RuntimeError as error:  # of NCCL a DistError; gloo's errors have no class of their own
+        gone = isinstance(error, dist.DistError) or "by peer" in str(error)
+        if not running() or not gone:
+            raise
+        say("another process of this training has ended, so this one ends too")
+        raise SystemExit(1) from None
 
 
 def leave():

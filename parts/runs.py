@@ -1,9 +1,11 @@
-"""A run's folder: checkpoints, metrics, resuming; the clock and the stop signal of a training.
+"""A run's folder: checkpoints, metrics, resuming; the clock of a training.
 
 out/<run>/ holds ckpt.pt and older ones (ckpt.1.pt, ...), run.json (settings, versions, commit, data
 hashes), metrics.jsonl (a line for each log step: the source of every plot and tracker), loss.png,
 and the exported Hugging Face folder. Nothing in it is ever executed.
 """
+
+from parts.start import say
 
 import contextlib
 import fnmatch
@@ -11,9 +13,7 @@ import json
 import math
 import os
 import platform
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -213,7 +213,8 @@ class Run:
     def to_resume(self, init_from: str) -> dict | None:
         """The checkpoint to go on from; None for a new run. ValueError where there has to be one
         and there is none, or where a new run would mix with what the folder holds."""
-        if init_from == "resume" or init_from == "auto" and checkpoints(self.out):
+        auto = init_from == "auto" or distributed.restarted()
+        if init_from == "resume" or auto and checkpoints(self.out):
             self.checkpoint, self.file = newest_checkpoint(self.out)
         else:
             refuse_foreign_files(self.out)
@@ -250,7 +251,7 @@ class Run:
             try:
                 data = data or load_json(file, About)["data"]
             except (ValueError, OSError) as error:
-                configurator.say(f"{error}; it is written anew")
+                say(f"{error}; it is written anew")
         hashes = {split: about.get("sha256") for split, about in (data or {}).items()}
         return {split: sha256 for split, sha256 in hashes.items() if sha256}
 
@@ -408,8 +409,6 @@ class Run:
         if self.trackers:
             from parts import tracking
 
-            if how == "stopped":  # a machine that is taken away waits for nobody
-                tracker_wait = min(tracker_wait, 10)
             tracking.finish(self.trackers, self.out, how, tracker_wait)
         if self.rank == 0 and (self.saved_step < step or not self.exported):
             configurator.die(
@@ -460,9 +459,9 @@ def read_metrics(out: Path, last_step: int) -> list[dict]:
     except OSError as error:
         lines, bad = [], 0
         if file.exists():
-            configurator.say(f"{file} cannot be read: {error}")
+            say(f"{file} cannot be read: {error}")
     if bad:
-        configurator.say(f"{file}: damaged lines are left out: {bad}")
+        say(f"{file}: damaged lines are left out: {bad}")
     return [line for line in lines if line["step"] <= last_step]
 
 
@@ -488,7 +487,7 @@ def git(*command: str) -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
 
-# --- time and signals -----------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -511,28 +510,6 @@ class Clock:
     def go_on(self):
         self.pause()
         self.began = time.perf_counter()
-
-
-class StopSignal:
-    """Ctrl-C, and SIGTERM when a machine is taken away: true from then on, so that the training can
-    finish its step, save and leave. A second signal ends it at once."""
-
-    def __init__(self, announce: bool = True):
-        self.number, self.announce = 0, announce
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.receive)
-
-    def receive(self, number, frame):
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-        if self.announce:
-            print(
-                "\nstopping after this step, with a checkpoint; once more to stop at once",
-                file=sys.stderr,
-            )
-
-    def __bool__(self):
-        return bool(self.number)
 
 
 class Meter:

@@ -5,6 +5,8 @@ A tracker only reads a run's folder, from a process of its own. One that is slow
 costs the training nothing, and gets what it missed later.
 """
 
+from parts.start import spawn
+
 import contextlib
 import html
 import json
@@ -28,27 +30,33 @@ def start(name: str, out: Path) -> tuple[str, subprocess.Popen]:
     script = configurator.ROOT / "tools" / "track.py"
     command = [sys.executable, str(script), "follow", f"--run={Path(out).resolve()}"]
     # In a session of its own, since Ctrl-C is for the training alone.
-    return name, subprocess.Popen(
-        [*command, f"--to={name}"], stdin=subprocess.PIPE, text=True, start_new_session=True
-    )
+    how = dict(stdin=subprocess.PIPE, text=True, start_new_session=True)
+    return name, spawn([*command, f"--to={name}"], **how)
 
 
 def finish(trackers: list[tuple[str, subprocess.Popen]], out: Path, how: str, seconds: float):
     """Tell what `start` returned how the training ended ("finished" or "stopped"), and wait up to
-    `seconds`, for all of them together, while they send the rest."""
+    `seconds`, for all of them together, while they send the rest. If it was stopped, they have one
+    second to send the figures alone, since a machine that is taken away waits for nobody."""
+    late = 5  # more seconds, in which those that are not done clean up and leave by themselves
+    if how == "stopped":
+        seconds, late = min(seconds, 1), 1
     for _, process in trackers:
         with contextlib.suppress(OSError):  # it may have died
             process.stdin.write(f"{how} {seconds}\n")
             process.stdin.close()
-    # Five more seconds, in which those that are late clean up and leave by themselves.
-    deadline = time.monotonic() + seconds + 5
+    deadline = time.monotonic() + seconds + late
     for name, process in trackers:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(deadline - time.monotonic(), 0))
         process.kill()  # if it is still there
-        told = read_json(Path(out) / f"{name}.json").get("trouble")  # by the process itself
-        if process.wait() and not told:
-            complain(name, out, f"not done {seconds:.0f} s after the training")
+        failed = process.wait()
+        if read_json(Path(out) / f"{name}.json").get("trouble"):
+            continue  # the process itself has told it
+        if failed:
+            complain(name, out, f"not done {seconds:g} s after the training")
+        elif how == "stopped":
+            complain(name, out, "got the figures of the stopped training, not its files")
 
 
 def send(out: Path, seconds: float = 60):

@@ -7,6 +7,8 @@ Only a few batches of 1 MB and a few numbers per document are in memory at a tim
 have any size.
 """
 
+from parts.start import SIGNALS, hold_signals, tidying
+
 import contextlib
 import functools
 import glob
@@ -75,14 +77,14 @@ def parallel(
 
     Workers are spawned, not forked: forking a process that has threads can hang it."""
     workers = workers or count_cores()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, spawn, initializer=start_worker, initargs=(start, args)
-    ) as pool:
+    how = {"initializer": start_worker, "initargs": (start, args)}
+    with starting_processes():
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), **how)
+    with pool:
         try:
             waiting = deque()
             for item in items:
-                with held_signals():  # submitting may start a process, which must not be cut off
+                with starting_processes():
                     waiting.append(pool.submit(function, item))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
@@ -110,7 +112,8 @@ def start_worker(start: Callable | None, args: tuple):
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:  # where they cannot be blocked
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=follow_parent, daemon=True).start()
     if start:
         start(*args)
@@ -118,26 +121,22 @@ def start_worker(start: Callable | None, args: tuple):
 
 def stop_workers():
     for process in multiprocessing.active_children():
-        process.terminate()
+        process.kill()
 
 
 @contextmanager
-def held_signals():
-    """Ctrl-C and SIGTERM wait until the block is done."""
-    numbers, came = (signal.SIGINT, signal.SIGTERM), []
-    handlers = [signal.signal(number, lambda *_: came.append(1)) for number in numbers]
-    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-    if can_block:  # new processes inherit the mask, so Ctrl-C reaches only the main one
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        if can_block:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for number, handler in zip(numbers, handlers):
-            signal.signal(number, handler)
-    if came:
-        raise KeyboardInterrupt
+def starting_processes():
+    """Signals do not cut off the start of a process in the block, and only the main one gets them:
+    a terminal sends Ctrl-C to all."""
+    with hold_signals():
+        can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+        if can_block:  # new processes inherit it
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            if can_block:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 # --- the data set's folder ------------------------------------------------------------------------
@@ -162,25 +161,25 @@ def new_dataset(out: str) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(target)
         folder.mkdir()
+    tidying.append(functools.partial(shutil.rmtree, folder, ignore_errors=True))
     try:
         yield folder
-        with held_signals():
+        with hold_signals():
             if target.exists():
                 target.rename(old)
                 print(f"{target} is replaced")
             folder.rename(target)
     except BaseException as error:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the cleanup
-            signal.signal(number, signal.SIG_IGN)
         stop_workers()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt("interrupted; nothing half-made is left behind") from None
         raise
     finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for leftover in (old, folder):
-            shutil.rmtree(leftover, ignore_errors=True)
+        with hold_signals():  # however long it takes
+            if old.exists() and not target.exists():
+                old.rename(target)
+            for leftover in (old, folder):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def clear_leftovers(target: Path):

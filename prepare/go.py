@@ -8,11 +8,13 @@
 The last one streams from the Hugging Face hub; accept the data set's terms there first.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from parts.start import run
+
+import subprocess
 
 from parts import configurator
 from prepare import corpus, sources
@@ -64,4 +66,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

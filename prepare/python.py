@@ -9,13 +9,15 @@
 The last two stream from the Hugging Face hub; accept The Stack's terms there first.
 """
 
-import site
 import sys
-import sysconfig
-from importlib import metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from parts.start import run
+
+import site
+import sysconfig
+from importlib import metadata
 
 from parts import configurator
 from prepare import corpus, sources
@@ -80,4 +82,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

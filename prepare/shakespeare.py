@@ -5,12 +5,14 @@ python prepare/shakespeare.py --tokenizer=bpe   a byte-level BPE of 5,000 tokens
 python prepare/shakespeare.py --file=input.txt  any text of your own, or the same text offline
 """
 
-import hashlib
 import sys
-import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from parts.start import run
+
+import hashlib
+import urllib.request
 
 from parts import configurator
 from parts import tokenizer as tokenization
@@ -76,4 +78,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

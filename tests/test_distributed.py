@@ -2,6 +2,7 @@
 processes goes on from."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -54,7 +55,7 @@ for name in distributed.SHARDABLE:
 """
 
 
-def torchrun(script, *args):
+def torchrun(script, *args, how=()):
     command = [
         sys.executable,
         "-m",
@@ -62,10 +63,18 @@ def torchrun(script, *args):
         "--nproc_per_node=2",
         "--rdzv_backend=c10d",
         "--rdzv_endpoint=localhost:0",
+        *how,
         str(script),
         *map(str, args),
     ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ranks(process):
+    """The ids of the processes that torchrun has started."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+    pairs = (map(int, line.split()) for line in listed.splitlines())
+    return [pid for pid, parent in pairs if parent == process.pid]
 
 
 def losses(out):
@@ -96,7 +105,9 @@ def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(
     while not (whole / "metrics.jsonl").exists() or len(losses(whole)) < 10:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    # As systemd and SLURM do; torchrun then sends one more to each.
+    for pid in (process.pid, *ranks(process)):
+        os.kill(pid, signal.SIGTERM)
     said = process.communicate(timeout=900)[0]
     step = load_checkpoint(whole / "ckpt.pt")["step"]
     assert max(losses(whole))[0] == step < 1000 and said.count("stopping after this step") == 1, (
@@ -156,17 +167,53 @@ def test_what_several_processes_cannot_do_is_one_line_for_all(
         "argv",
         ["train.py", f"--dataset={dataset}", *TINY, f"--out_dir={tmp_path / 'run'}", *wrong],
     )
-    said = ""
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
     for rank in ("0", "1"):
         for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:
             train.main()
-        said += capsys.readouterr().err
-        assert ended.value.code == 2
-    assert (
-        said.startswith("error: ")
-        and said.count("\n") == 1
-        and part in said
-        and not (tmp_path / "run").exists()
-    )
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and said.startswith("error: ") and part in said
+        assert said.count("\n") == 1 and not (tmp_path / "run").exists()
+    # Rank 1 would say it too, but torchrun ends it as soon as rank 0 has ended.
+    assert waited == [10]
+
+
+WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    "environment, part",
+    [
+        ({"RANK": "0"}, "WORLD_SIZE=nothing"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        ({"RANK": "2", "LOCAL_RANK": "1"}, "RANK=2"),
+        ({"RANK": "-1"}, "RANK=-1"),
+        ({"LOCAL_RANK": "first"}, "LOCAL_RANK=first"),
+        ({}, "MASTER_ADDR"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "port"}, "port"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "99999"}, "99999"),
+    ],
+)
+def test_a_wrong_environment_is_one_line(environment, part, dataset, tmp_path, monkeypatch, capsys):
+    alone = environment == {"RANK": "0"}
+    for name, value in ({} if alone else WHOLE | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", (WHOLE | environment)["RANK"])
+    settings = [f"--dataset={dataset}", *TINY, f"--out_dir={tmp_path / 'run'}", "--grad_accum=2"]
+    assert in_process(monkeypatch, *settings) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and part in said and said.count("\n") == 1, said
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_torchrun_starts_once_more_go_on(dataset, tmp_path, monkeypatch, capsys):
+    settings = [f"--dataset={dataset}", *TINY, f"--out_dir={tmp_path / 'run'}"]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert in_process(monkeypatch, *settings, "--max_iters=4") == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert in_process(monkeypatch, *settings, "--max_iters=8") == 0
+    assert "going on from step 4" in capsys.readouterr().out
+    assert [step for step, key in losses(tmp_path / "run") if key == "loss"] == list(range(1, 9))

@@ -254,11 +254,12 @@ def script(tmp_path):
 import sys, time
 sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
 from parts import configurator
+from parts.start import run
 {settings}
 def main():
     {main}
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)
 """)
         return path
 

@@ -10,16 +10,18 @@ and standard deviation of the last validation loss, and how soon each entry's tr
 low as the first entry's is at its end; draws the curves.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from parts.start import child, run
+
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 from parts import configurator, plots
 
@@ -84,15 +86,15 @@ def compare(folders):
     draw({name: [metrics] for name, metrics in runs.items()}, picture)
 
 
-def run(name, arguments) -> list[dict]:
+def train_once(name, arguments) -> list[dict]:
     """The metrics of one run of an entry. Ends the script where train.py fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(configurator.ROOT / "train.py"), *arguments]
         command += [f"--out_dir={folder}/run", "--log_interval=1"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            reason = (done.stderr.strip() or "it gave no reason").splitlines()[-1]
-            configurator.die(f"{name}: train.py ended with {done.returncode}: {reason}")
+        with child(command) as process:
+            reason = (process.communicate()[1].strip() or "it gave no reason").splitlines()[-1]
+        if process.returncode:
+            configurator.die(f"{name}: train.py ended with {process.returncode}: {reason}")
         return read(f"{folder}/run")
 
 
@@ -107,7 +109,7 @@ def run_all(cfg, entries) -> dict[str, list[list[dict]]]:
     with tqdm(total=cfg.seeds * len(entries), unit="run", disable=None) as bar:
         for seed in range(1, cfg.seeds + 1):
             for name in entries:
-                metrics = run(name, [*passed, *ENTRIES[name], *limit, f"--seed={seed}"])
+                metrics = train_once(name, [*passed, *ENTRIES[name], *limit, f"--seed={seed}"])
                 runs[name].append(metrics)
                 bar.update()
                 tqdm.write(
@@ -164,4 +166,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

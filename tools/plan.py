@@ -6,15 +6,18 @@
 All of it is computed and nothing measured. It is for one GPU, without torch.compile.
 """
 
-import bisect
-import dataclasses
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from parts.start import run
+
+import bisect
+import dataclasses
 from typing import NamedTuple
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import optim
 import train
 from model import NeoX, NeoXConfig
@@ -308,4 +311,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

@@ -8,19 +8,21 @@ for a CPU. The clock stops when the last checkpoint is on the disk; its loss is 
 the whole validation split, in windows of 64.
 """
 
-import statistics
-import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from parts.start import child, run
+
+import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 import train
 from parts import configurator, runs
 from parts.data import Dataset
@@ -74,15 +76,14 @@ def recipes(cfg) -> dict[str, Recipe]:
     return found
 
 
-def run(name, recipe, out: Path) -> tuple[float, float]:
+def train_once(name, recipe, out: Path) -> tuple[float, float]:
     """Seconds from process start to the last checkpoint, and the checkpoint's loss."""
     command = [sys.executable, "train.py", *recipe.arguments, f"--out_dir={out}"]
-    how = dict(cwd=recipe.root, env=environment(name), capture_output=True, text=True)
     start = time.time()
-    done = subprocess.run(command, **how)
-    if done.returncode:
-        reason = (done.stderr.strip() or "it gave no reason").splitlines()[-1]
-        configurator.die(f"{name}: train.py ended with {done.returncode}: {reason}")
+    with child(command, cwd=recipe.root, env=environment(name)) as process:
+        reason = (process.communicate()[1].strip() or "it gave no reason").splitlines()[-1]
+    if process.returncode:
+        configurator.die(f"{name}: train.py ended with {process.returncode}: {reason}")
     file = out / "ckpt.pt"
     return file.stat().st_mtime - start, validation_loss(loss_of(name, file, recipe), recipe.data)
 
@@ -116,7 +117,7 @@ def main():
     for _ in range(cfg.repeats):
         for name, recipe in found.items():
             with tempfile.TemporaryDirectory() as out:
-                seconds, loss = run(name, recipe, Path(out) / "run")
+                seconds, loss = train_once(name, recipe, Path(out) / "run")
             times[name].append(seconds)
             missed = "" if loss <= GOAL else f", ABOVE {GOAL}"
             print(f"{name:<10} {seconds:6.1f} s to a loss of {loss:.4f}{missed}", flush=True)
@@ -129,4 +130,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

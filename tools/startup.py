@@ -3,14 +3,16 @@
 python tools/startup.py config/python_cpu.py --compile
 """
 
-import os
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from parts.start import child, run
+
+import os
+import tempfile
+import time
+
 import train
 from parts import configurator
 
@@ -28,13 +30,12 @@ def first_step(arguments, folder: Path) -> float:
     command = [sys.executable, str(configurator.ROOT / "train.py"), *arguments]
     command += [f"--out_dir={out}", "--log_interval=1", "--max_iters=1"]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
-    how = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     start = time.time()
-    process = subprocess.Popen(command, env=environment, **how)
-    while process.poll() is None and not (log.is_file() and "tokens_per_s" in log.read_text()):
-        time.sleep(0.02)
-    seconds = time.time() - start
-    errors = process.communicate()[1].strip() or "it gave no reason"
+    with child(command, env=environment) as process:
+        while process.poll() is None and not (log.is_file() and "tokens_per_s" in log.read_text()):
+            time.sleep(0.02)
+        seconds = time.time() - start
+        errors = process.communicate()[1].strip() or "it gave no reason"
     if process.returncode:
         configurator.die(f"train.py ended early: {errors.splitlines()[-1]}")
     return seconds
@@ -53,4 +54,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

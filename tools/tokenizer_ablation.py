@@ -4,11 +4,14 @@ python tools/tokenizer_ablation.py --path=FOLDER
 """
 
 import sys
-import sysconfig
-import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from parts.start import run
+
+import sysconfig
+import zlib
+
 from parts import configurator
 from parts.tokenizer import CODE, PATTERNS, train_bpe
 
@@ -75,4 +78,4 @@ def main():
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)

@@ -8,17 +8,19 @@ mlflow.json and wandb.json in the folder say which run it is there, so that a re
 continues it, and what was sent.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from parts.start import run, say
+
 import contextlib
 import json
 import math
 import os
-import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from parts import configurator
 from parts.files import read_json, write_json
@@ -42,6 +44,7 @@ class Follower:
         self.params = parameters(about)
         self.tracker, self.state = None, read_json(self.file)
         self.errors, self.how, self.ended = sys.stderr, "finished", threading.Event()
+        self.telling = threading.Lock()  # a trouble is told and kept, so that nobody tells it again
         # Trackers leave their temporary files behind when `leave` ends the process.
         self.temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         if self.state.pop("trouble", None):  # an earlier process had it
@@ -73,7 +76,8 @@ class Follower:
         self.how = how
         self.ended.set()
         time.sleep(float(seconds))
-        self.leave(1)
+        with self.telling:
+            self.leave(1)
 
     def send(self, last: bool = False) -> bool:
         """Send what is new; the last time the files too. False if that failed, which is reported
@@ -82,17 +86,20 @@ class Follower:
             if self.tracker is None:
                 self.connect()
             self.send_records()
-            if last:
+            if last and self.how != "stopped":
                 self.send_files()
+            if last:
                 self.tracker.close(self.how)
             self.state.pop("trouble", None)
         except (Exception, SystemExit) as error:  # trackers raise anything
             why = f"{type(error).__name__}: {error}"
             if isinstance(error, ImportError):
                 why = f"pip install -r requirements-track.txt ({error})"
-            if "trouble" not in self.state:
-                complain(self.name, self.out, why, self.errors)
-            self.state["trouble"] = why
+            with self.telling:
+                if "trouble" not in self.state:
+                    complain(self.name, self.out, why, self.errors)
+                self.state["trouble"] = why
+                self.save()
         self.save()
         return "trouble" not in self.state
 
@@ -177,13 +184,17 @@ def main():
             f"--run={cfg.run} is not a run's folder with a run.json; train.py makes one"
         )
     follower = Follower(out, cfg.to, about)
-    if following:
-        follower.follow()
-    done = follower.send(last=True)
+    try:
+        if following:
+            follower.follow()
+        done = follower.send(last=True)
+    except KeyboardInterrupt:
+        say("interrupted")
+        follower.leave(130)
     if done and not following:
         print(f"all of {out} is in {cfg.to}, run {follower.state['id']}", flush=True)
     follower.leave(0 if done else 1)
 
 
 if __name__ == "__main__":
-    configurator.run(main)
+    run(main)
