@@ -30,7 +30,7 @@ from tqdm import tqdm
 import optim
 import train
 from model import NeoX
-from parts import configurator
+from parts import configurator, memory
 from parts import device as devices
 from parts.files import write_whole
 from tools import peers
@@ -253,7 +253,7 @@ def main():
         return be_contender(*sys.argv[2:])
     cfg = read_settings(sys.argv[1:])
     with configurator.mistakes():
-        peers.model_config(cfg)
+        memory.check_training(peers.model_config(cfg), cfg, new=True)
         device = devices.pick(cfg.device)
     dtype = devices.training_dtype(device, cfg.dtype)
     low = str(dtype)[6:]  # the fastest, such as bfloat16, unless --dtype says otherwise

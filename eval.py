@@ -154,6 +154,7 @@ def main():
     model, tokenizer, folder = runs.load(cfg.ckpt, device)
     with configurator.mistakes():
         exam = make_exam(cfg, tokenizer, folder)
+        exam.check_memory(model)
     report = exam.measure(model)
     print(f"\n{folder}")
     for key, value in report.items():

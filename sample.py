@@ -10,13 +10,14 @@ each after the prompt.
 from parts.start import run
 
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
 
-from parts import configurator, runs
+from parts import configurator, memory, runs
 from parts import device as devices
 from parts.generate import completion, read_prompt, stream, text_pieces
+
+LONGEST_PROMPT = 4_000_000  # characters, far more than any context; a stream may never end
 
 
 class Settings:
@@ -48,9 +49,19 @@ def read_settings():
 
 
 def prompt_text(cfg) -> str:
+    """The text to continue. ValueError where it does not end within reason."""
+    text = cfg.prompt
     if cfg.prompt_file:
-        return Path(cfg.prompt_file).read_text(encoding="utf-8")
-    return sys.stdin.read() if cfg.prompt == "-" else cfg.prompt
+        with open(cfg.prompt_file, encoding="utf-8") as file:
+            text = file.read(LONGEST_PROMPT + 1)
+    elif cfg.prompt == "-":
+        text = sys.stdin.read(LONGEST_PROMPT + 1)
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(
+            f"the prompt is longer than {LONGEST_PROMPT:,} characters, and the model sees only its "
+            "end; give that"
+        )
+    return text
 
 
 def main():
@@ -62,6 +73,7 @@ def main():
     with configurator.mistakes():
         text = prompt_text(cfg)
         prompt = read_prompt(tokenizer, text)
+        memory.check_generation(model, cfg.num_samples, len(prompt.ids), cfg.max_new_tokens)
 
     def ended(ids):
         written = completion(tokenizer, ids, prompt.healed)

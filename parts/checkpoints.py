@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from typing_extensions import NotRequired, TypedDict
 
+from parts import memory
 from parts.files import check_shape, unused, write_whole
 
 
@@ -81,6 +82,7 @@ def load_checkpoint(path: Path) -> dict:
     """The dict that train.py saved, a `Checkpoint`.
 
     ValueError if it is damaged or no checkpoint; FileNotFoundError."""
+    memory.require(f"reading {path}", lambda: path.stat().st_size, memory.free("cpu"))
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch writes checksums of its own, but reads none

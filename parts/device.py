@@ -66,14 +66,15 @@ def prepare(device: str):
         keep_freed_memory()
 
 
-def keep_freed_memory():
-    """Have the C library keep large blocks that are freed. A CPU training step without
+def keep_freed_memory(keep: bool = True):
+    """Have the C library keep large blocks that are freed, or not. A CPU training step without
     torch.compile frees hundreds of MB; handing them back to the system and fetching them again
-    made it 1.3 times as long. Linux with glibc; elsewhere this does nothing."""
+    made it 1.3 times as long. But keeping them takes up to 1.7 times the memory of their tensors,
+    not 1.05. Linux with glibc; elsewhere this does nothing."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2**30 if keep else 2**20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1 if keep else 2**20)  # M_TRIM_THRESHOLD
 
 
 def synchronize(device: str):

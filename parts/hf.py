@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from model import ACTIVATIONS, NeoX, NeoXConfig
+from parts import memory
 from parts.files import write_json, write_whole
 from parts.generate import decoder_agrees
 
@@ -20,8 +21,8 @@ def from_pretrained(name: str | Path) -> NeoX:
     folder = Path(name) if Path(name).is_dir() else download(str(name))
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model = NeoX(config_from_hf(raw))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        model = memory.new_model(config_from_hf(raw))
+    except (KeyError, TypeError, OverflowError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{folder / 'config.json'} is not a GPT-NeoX configuration: {error!r}"
         ) from None

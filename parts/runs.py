@@ -26,7 +26,7 @@ from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from model import NeoX, NeoXConfig
-from parts import configurator, distributed, hf, plots
+from parts import configurator, distributed, hf, memory, plots
 from parts import tokenizer as tokenization
 from parts.checkpoints import (
     checkpoints,
@@ -51,9 +51,9 @@ RUN_FILES = """ckpt.pt ckpt.*.pt best.pt damaged.pt damaged.*.pt run.json metric
 def model_from(checkpoint: dict) -> NeoX:
     """The model in a checkpoint. ValueError where its weights do not fit its own settings."""
     try:
-        model = NeoX(NeoXConfig(**checkpoint["model_config"]))
+        model = memory.new_model(NeoXConfig(**checkpoint["model_config"]))
         model.load_state_dict(checkpoint["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise ValueError(
             f"the checkpoint does not hold a NeoX model of its own settings: {error!r}"
         ) from None
@@ -115,12 +115,14 @@ def start_model(cfg, dataset: Dataset, tokenizer: Tokenizer, run: "Run") -> NeoX
     settings that the model brings, so that nobody records others.
 
     ValueError or OSError where it does not suit the settings or the data set."""
-    asked = model_settings(cfg)
+    asked, new = model_settings(cfg), not run.checkpoint and cfg.init_from in ("scratch", "auto")
     if run.checkpoint:
         run.refuse_other(cfg, dataset, tokenizer)
         model = model_from(run.checkpoint)
-    elif cfg.init_from in ("scratch", "auto"):
-        model = NeoX(NeoXConfig(vocab_size=dataset.vocab_size, **asked))
+    elif new:
+        config = NeoXConfig(vocab_size=dataset.vocab_size, **asked)
+        memory.check_training(config, cfg, new=True)
+        model = NeoX(config)
     else:
         model = model_from_elsewhere(cfg, dataset, tokenizer)
     c = model.config
@@ -142,6 +144,8 @@ def start_model(cfg, dataset: Dataset, tokenizer: Tokenizer, run: "Run") -> NeoX
         print(f"{cfg.init_from} brings its own {changes}")
     vars(cfg).update(brought)
     run.asked = run.checkpoint.get("asked", asked) if run.checkpoint else asked
+    if not new:
+        memory.check_training(c, cfg, new=False)
     return model
 
 

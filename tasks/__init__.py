@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from model import NeoX
 from parts import device as devices
+from parts import memory
 from parts.fast import use_plain_forms
 from parts.tokenizer import Tokenizer
 from tasks.bodies import Bodies
@@ -67,13 +68,23 @@ class Exam:
             for problem in getattr(task, "problems", []):
                 tokenizer.encode(problem.prompt + problem.solution)  # it may lack a character
 
+    def check_memory(self, model: NeoX):
+        """ValueError where memory does not suffice to measure the model."""
+        dtype, rows = self.dtype_for(model)
+        texts = {setting: n for task in self.tasks for setting, n in task.texts().items()}
+        memory.check_evaluation(model, dtype, rows, texts, self.options)
+
+    def dtype_for(self, model: NeoX) -> tuple[torch.dtype, int]:
+        """In which dtype the network works, and how many texts it writes together."""
+        device = next(model.parameters()).device.type
+        rows = rows_per_batch(device)
+        if self.options.dtype == "auto":
+            return devices.generation_dtype(device, rows), rows
+        return getattr(torch, self.options.dtype), rows
+
     def measure(self, model: NeoX) -> dict[str, float]:
         """The numbers of all tasks. The model stays as it is."""
-        device = next(model.parameters()).device.type
-        if self.options.dtype == "auto":
-            dtype = devices.generation_dtype(device, rows_per_batch(device))
-        else:
-            dtype = getattr(torch, self.options.dtype)
+        dtype, _ = self.dtype_for(model)
         training = model.training
         network = use_plain_forms(copy.deepcopy(model)).to(dtype).eval()
         try:

@@ -16,6 +16,9 @@ class Bodies(Task):
         if self.language != "python":
             raise ValueError(NOT_CODE)
 
+    def texts(self) -> dict[str, int]:
+        return {"num_bodies": 1}
+
     def measure(self, examinee: Examinee) -> dict[str, float]:
         options = self.options
         count, seed = options.num_bodies, options.seed

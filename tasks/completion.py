@@ -22,6 +22,9 @@ class Completion(Task):
         if not self.language:
             raise ValueError(NOT_CODE)
 
+    def texts(self) -> dict[str, int]:
+        return {"num_completions": 1}
+
     def measure(self, examinee: Examinee) -> dict[str, float]:
         count, seed, report = self.options.num_completions, self.options.seed, {}
         for kind in CUTS:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +96,7 @@ def draw(
     spans, drawn = documents(tokens, tokenizer), 0
     rng = random.Random(f"{seed} {kind}")
     rng.shuffle(spans)
-    for begin, end in spans * count:
+    for begin, end in chain.from_iterable(repeat(spans, count)):
         if drawn == count:
             return
         text = tokenizer.decode(tokens[begin:end].tolist())

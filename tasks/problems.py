@@ -227,6 +227,9 @@ class Problems(Task):
             if reason := sandbox.missing(self.problems[0].language):
                 raise ValueError(f"--allow_code_execution: {reason}")
 
+    def texts(self) -> dict[str, int]:
+        return {"num_samples": len(self.problems)} if self.options.allow_code_execution else {}
+
     def measure(self, examinee: Examinee) -> dict[str, float]:
         report = self.likelihood(examinee)
         if self.options.allow_code_execution:

@@ -59,6 +59,11 @@ class Task:
     def prepare(self):
         """Find what the task needs. ValueError or OSError says what is missing."""
 
+    def texts(self) -> dict[str, int]:
+        """The settings that say how many texts the model writes, and for each one of its number how
+        many texts."""
+        return {}
+
     @classmethod
     def reads_data(cls, options: Options) -> bool:
         """Whether it needs the validation split."""

@@ -18,8 +18,7 @@ import bench
 import optim
 import train
 from model import NeoX, NeoXConfig
-from parts import configurator, fast
-from tools import plan
+from parts import configurator, fast, memory
 
 # --- bench.py -------------------------------------------------------------------------------------
 
@@ -126,6 +125,12 @@ LONG_SHAPES = [  # more than 512 tokens, so that attention is the fused one that
 ]
 
 
+def estimate(config, *arguments, dtype="float32"):
+    """What parts/memory.py says that a training with these settings needs on a GPU."""
+    cfg = configurator.load(train.Settings, ["--batch_size=2", *arguments])
+    return memory.training(config, cfg, memory.state_kept(config, cfg), dtype)
+
+
 def bytes_for_backward(model, run):
     """What autograd keeps of run() until backward, each storage once, without weights and
     buffers."""
@@ -165,8 +170,8 @@ def test_activations_are_what_autograd_keeps(shape, dtype, recompute):
             model.checkpoint_activations = True
         counted += bytes_for_backward(model, lambda: model.hidden(idx))
         counted -= 0 if recompute else config.n_layer * matrices
-    estimate = plan.estimate_memory(config, 2, dtype, checkpoint=recompute)
-    assert estimate["activations"] == pytest.approx(counted, rel=0.01)
+    found = estimate(config, f"--checkpoint_activations={recompute}", dtype=dtype)
+    assert found["activations"] == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
@@ -181,10 +186,10 @@ def test_weights_gradients_and_optimizer_states_are_exact(shape, optimizer):
         one.step()
     tensors = (t for one in optimizers for state in one.state.values() for t in state.values())
     states = sum(t.nbytes for t in tensors if t.dim())  # without the counters
-    estimate = plan.estimate_memory(model.config, 2, optimizer=optimizer)
-    assert estimate["weights"] == sum(p.nbytes for p in model.parameters())
-    assert estimate["gradients"] == sum(p.grad.nbytes for p in model.parameters())
-    assert estimate["optimizer"] == states
+    found = estimate(model.config, f"--optimizer={optimizer}")
+    assert found["weights"] == sum(p.nbytes for p in model.parameters())
+    assert found["gradients"] == sum(p.grad.nbytes for p in model.parameters())
+    assert found["optimizer"] == states
 
 
 class LiveBytes(TorchDispatchMode):
@@ -221,7 +226,7 @@ def test_the_loss_holds_what_the_plan_says(tokens, width, vocabulary, dtype, mos
     # With these float16 shapes the logits, of which a CPU's softmax makes a copy and a GPU's does
     # not, take less than what follows them.
     monkeypatch.setattr(fast, "MAX_LOGITS", {"cpu": most})
-    monkeypatch.setattr(plan, "MAX_LOGITS", {"cuda": most})
+    monkeypatch.setattr(memory, "MAX_LOGITS", {"cuda": most})
     x = torch.randn(tokens, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=True)
     targets = torch.randint(vocabulary, (tokens,))
@@ -229,8 +234,8 @@ def test_the_loss_holds_what_the_plan_says(tokens, width, vocabulary, dtype, mos
     with autocast, LiveBytes([x, weight, targets]) as live:
         fast.LinearCrossEntropy.apply(x, weight, targets)
     shape = dict(vocab_size=vocabulary, n_embd=width, n_head=1, rotary_pct=0.0)
-    estimate = plan.loss_bytes(NeoXConfig(**shape), tokens, dtype)
-    assert estimate == pytest.approx(live.peak + x.nbytes, rel=0.02)
+    found = memory.loss_bytes(NeoXConfig(**shape), tokens, dtype)
+    assert found == pytest.approx(live.peak + x.nbytes, rel=0.02)
 
 
 # --- the other tools ------------------------------------------------------------------------------

@@ -46,11 +46,9 @@ def main():
     configurator.require(cfg, ("repeats",))
     arguments = [arg for arg in sys.argv[1:] if arg.partition("=")[0] != "--repeats"]
     with tempfile.TemporaryDirectory() as folder:
-        for cache in ("cold", *["warm"] * cfg.repeats):
-            print(
-                f"{cache}: {first_step(arguments, Path(folder)):.1f} s to the first step",
-                flush=True,
-            )
+        for number in range(cfg.repeats + 1):
+            cache, seconds = "warm" if number else "cold", first_step(arguments, Path(folder))
+            print(f"{cache}: {seconds:.1f} s to the first step", flush=True)
 
 
 if __name__ == "__main__":
