@@ -5,8 +5,11 @@ saved tokenizer is a Hugging Face folder: `transformers.AutoTokenizer` loads it 
 ids.
 """
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from parts.files import write_text
 ENDOFTEXT = "<|endoftext|>"
 FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 MAX_VOCAB = 2**16  # ids are uint16
+UNKNOWN = "\ufffd"  # stands for what is no text
 
 # A pattern cuts text into pieces; BPE merges only within a piece. This one is GPT-2's (Radford et
 # al. 2019), in the faster form that tiktoken uses.
@@ -50,6 +54,7 @@ CODE = {
     "space": r"[ \t]+|\s",
 }
 CODE_PATTERN = "|".join(CODE.values())
+# tiktoken is given only these: its Rust code panics if a pattern matches the empty text.
 PATTERNS = {"gpt2": GPT2_PATTERN, "code": CODE_PATTERN}
 
 # Byte-level BPE writes each of the 256 bytes as a printable character in tokenizer.json. This is
@@ -127,19 +132,34 @@ def from_tiktoken(name: str) -> "Tokenizer":
 
 
 def load(path: str | Path) -> "Tokenizer":
-    """The tokenizer in a tokenizer.json, or in a folder that holds one. ValueError if there is none
-    or it does not work."""
+    """The tokenizer in a tokenizer.json, or in a folder that holds one. ValueError, which names the
+    file, if there is none or it does not work."""
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"there is no tokenizer at {path}")
-    text = path.read_bytes()
     try:
-        tokenizers.Tokenizer.from_buffer(text)
-        data = json.loads(text)
-    except Exception as error:  # tokenizers raises nothing more specific
+        text = path.read_bytes()
+        with no_backtrace():
+            tokenizers.Tokenizer.from_buffer(text)
+        return Tokenizer(json.loads(text))
+    except BaseException as error:  # tokenizers raises Exception itself; if its Rust code panics,
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # a BaseException that cannot be imported
         raise ValueError(f"{path} is not a Hugging Face tokenizer.json: {error}") from None
-    return Tokenizer(data)
+
+
+@contextmanager
+def no_backtrace() -> Iterator[None]:
+    """Standard error stays empty: Rust code that panics prints a page there, besides raising."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class Tokenizer:
@@ -154,22 +174,30 @@ class Tokenizer:
         self.special: dict[str, int] = {}
         self.healings: dict[bytes, list[int]] = {}  # what `heal` found
         if (chars := read_char(data)) is not None:
-            self.kind, self.chars, self.vocab_size = "char", chars, len(chars)
+            self.kind = "char"
+            self.tokens = {i: char.encode() for i, char in enumerate(chars)}
             # Code point -> id; MAX_VOCAB - 1 marks an unknown character.
             self.table = np.full(0x110000, MAX_VOCAB - 1, np.uint16)
             self.table[[ord(c) for c in chars]] = np.arange(len(chars))
         elif (bpe := read_bpe(data)) is not None:
             ranks, pattern, self.special = bpe
             self.kind = "bpe"
-            self.vocab_size = max([*ranks.values(), *self.special.values()]) + 1
+            self.tokens = {i: token for token, i in ranks.items()}
+            self.tokens |= {i: name.encode() for name, i in self.special.items()}
             self.bpe = tiktoken.Encoding(
                 "bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special
             )
         else:
             self.hf = tokenizers.Tokenizer.from_str(json.dumps(data))
+            self.hf.no_truncation()  # a file may ask for both, which would cut or stretch documents
+            self.hf.no_padding()
             added = self.hf.get_added_tokens_decoder()
             self.special = {token.content: i for i, token in added.items() if token.special}
-            self.kind, self.vocab_size = "huggingface", max(self.hf.get_vocab().values()) + 1
+            vocab = self.hf.get_vocab()
+            self.tokens = {i: to_bytes(token) for token, i in vocab.items()}
+            self.tokens |= {i: token.content.encode() for i, token in added.items()}
+            self.kind = "huggingface"
+        self.vocab_size = max(self.tokens, default=-1) + 1
         if self.vocab_size > MAX_VOCAB - (self.kind == "char"):
             raise ValueError(
                 f"this tokenizer has {self.vocab_size:,} tokens; at most {MAX_VOCAB:,} fit in "
@@ -181,8 +209,8 @@ class Tokenizer:
         """The ids of a text.
 
         With special=True (for prompts) "<|endoftext|>" and other special tokens in the text become
-        their ids; otherwise (for documents) they are ordinary text. ValueError if a char tokenizer
-        does not know a character."""
+        their ids; otherwise (for documents) they are ordinary text. ValueError if the tokenizer
+        does not know a character and has no id for unknown ones."""
         if self.kind == "char":
             return self.encode_numpy(text).tolist()
         if self.kind == "bpe":
@@ -191,7 +219,10 @@ class Tokenizer:
             return self.bpe.encode_ordinary(text)
         # In `tokenizers`, True means: split special tokens up like other text.
         self.hf.encode_special_tokens = not special
-        return self.hf.encode(valid(text), add_special_tokens=False).ids
+        try:
+            return self.hf.encode(valid(text), add_special_tokens=False).ids
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise ValueError(f"the tokenizer cannot encode this text: {error}") from None
 
     def encode_numpy(self, text: str) -> np.ndarray:
         """The ids of a document (uint16): the fast way for long texts. ValueError as for encode."""
@@ -209,13 +240,19 @@ class Tokenizer:
         return np.array(self.encode(text), np.uint16)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids. Bytes that are not UTF-8, such as half a character, become U+FFFD."""
+        """The text of ids. Bytes that are not UTF-8, such as half a character, become U+FFFD, and
+        so do ids without a token: a model may have more ids than its tokenizer, and the text shows
+        where it chose one of those."""
         ids = [int(i) for i in ids]
-        if self.kind == "char":
-            return "".join(self.chars[i] for i in ids)
-        if self.kind == "bpe":
-            return self.bpe.decode(ids)
-        return self.hf.decode(ids, skip_special_tokens=False)
+        if self.kind != "huggingface":
+            return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+        runs = (
+            (known, list(run)) for known, run in itertools.groupby(ids, self.tokens.__contains__)
+        )
+        return "".join(
+            self.hf.decode(run, skip_special_tokens=False) if known else UNKNOWN * len(run)
+            for known, run in runs
+        )
 
     def heal(self, ids: list[int]) -> tuple[list[int], bytes, list[int] | None]:
         """Token healing: takes the last token off a prompt so that the model chooses it again.
@@ -226,22 +263,18 @@ class Tokenizer:
         the ids, b"" and None."""
         last = self.token_bytes(ids[-1])
         alone = len(ids) == 1 and self.eot is None
-        if self.kind == "char" or ids[-1] in self.special.values() or alone:
+        whole = ids[-1] in self.special.values() or ids[-1] not in self.tokens
+        if self.kind == "char" or whole or alone:
             return ids, b"", None
         if last not in self.healings:  # looking through the whole vocabulary takes a while
             special = set(self.special.values())
-            texts = ((i, self.token_bytes(i)) for i in range(self.vocab_size) if i not in special)
+            texts = ((i, self.tokens[i]) for i in sorted(self.tokens) if i not in special)
             self.healings[last] = [i for i, text in texts if text.startswith(last)]
         return ids[:-1] or [self.eot], last, self.healings[last]
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that one id stands for."""
-        if self.kind == "char":
-            return self.chars[id].encode()
-        if self.kind == "bpe":
-            return self.bpe.decode_single_token_bytes(id)
-        token = self.hf.id_to_token(id)
-        return token.encode() if id in self.hf.get_added_tokens_decoder() else to_bytes(token)
+        """The bytes that one id stands for; those of U+FFFD if it has no token, see `decode`."""
+        return self.tokens.get(id, UNKNOWN.encode())
 
     def save(self, folder: str | Path):
         """Write tokenizer.json and tokenizer_config.json, which `load` and
@@ -358,7 +391,7 @@ def read_char(data: dict) -> list[str] | None:
     """The characters of a tokenizer.json that `char_json` made; None for any other."""
     vocab = data["model"]["vocab"]
     chars = sorted(vocab, key=vocab.get) if isinstance(vocab, dict) else []
-    return chars if data == char_json(chars) else None
+    return chars if data == char_json(chars) and set(map(len, chars)) == {1} else None
 
 
 def read_bpe(data: dict) -> tuple[dict[bytes, int], str, dict[str, int]] | None:
@@ -374,4 +407,7 @@ def read_bpe(data: dict) -> tuple[dict[bytes, int], str, dict[str, int]] | None:
         }
     except (KeyError, TypeError, IndexError, AttributeError):
         return None
-    return (ranks, pattern, special) if data == bpe_json(ranks, pattern, special) else None
+    ids = {*ranks.values(), *special.values()}
+    sound = len(ids) == len(ranks) + len(special) and all(bytes([b]) in ranks for b in range(256))
+    ours = sound and pattern in PATTERNS.values() and data == bpe_json(ranks, pattern, special)
+    return (ranks, pattern, special) if ours else None

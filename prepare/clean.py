@@ -5,23 +5,29 @@ Everything here is a pure function of one document, so corpus.py can run it in m
 
 import gzip
 import hashlib
-import json
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from typing_extensions import TypedDict
+
+from parts.files import parse_json
 
 # --- rules: whether a document stays --------------------------------------------------------------
+
+
+TOO_LARGE = 2**23  # of a file, no more bytes are read; a million characters take half of them
 
 
 class Document(NamedTuple):
     """A document and what its source says about it."""
 
-    text: str | Path  # a Path is read by the worker process
+    text: str | Path | None  # a Path is read by the worker process; None: it cannot be read
     name: str
     group: str  # its repository or package
     licences: list[str] | None = None  # SPDX names; [] if it has none, None if the source is silent
@@ -270,22 +276,34 @@ class Benchmark(NamedTuple):
     short: list[bytes]  # texts too short to hold a window
 
 
+class Problem(TypedDict):
+    """A line of a benchmark's file: the columns of HumanEval that count here."""
+
+    prompt: str
+    canonical_solution: str
+
+
 def read_benchmark(path: Path) -> Benchmark:
     """Read a benchmark with HumanEval's columns prompt and canonical_solution, as jsonl or
-    jsonl.gz. ValueError or OSError if it cannot be read.
+    jsonl.gz. ValueError names the file if it cannot be read.
 
     Of each problem, two texts must not be trained on. One is the prompt from its doc comment or
     function on, without the helpers and imports before it. The other is the solution if it has at
     least 80 characters, otherwise the signature followed by the solution."""
+    if not path.is_file():  # reading a named pipe would wait forever
+        raise ValueError(f"there is no file {path}")
     texts = set()
-    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as lines:
-        for line in filter(str.strip, lines):
-            row = json.loads(line)
-            if not isinstance(row, dict) or not {"prompt", "canonical_solution"} <= row.keys():
-                raise ValueError(
-                    f"{path} needs the columns prompt and canonical_solution, like HumanEval's"
-                )
-            texts |= texts_of_problem(row["prompt"], row["canonical_solution"])
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    problem = parse_json(line, f"line {number}", Problem)
+                    texts |= texts_of_problem(problem["prompt"], problem["canonical_solution"])
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be read as a benchmark: {error}; it needs text in the columns prompt "
+            "and canonical_solution, like HumanEval's"
+        ) from None
     # Texts of less than 20 bytes would match by chance.
     probes = {text: inner_window(text) for text in sorted(texts) if len(text) >= 20}
     if not probes:
@@ -339,11 +357,19 @@ class Examined(NamedTuple):
 
 def examine(document: Document, cfg, benchmark: Benchmark | None) -> Examined:
     """Read, judge, mask and sketch one document."""
-    try:
-        text = document.text
-        data = text.encode("utf-8", "replace") if isinstance(text, str) else text.read_bytes()
-    except OSError:
+    text = document.text
+    if text is None:
         return Examined("unreadable", 0)
+    if isinstance(text, str):
+        data = text.encode("utf-8", "replace")
+    else:
+        try:
+            with open(text, "rb") as file:
+                data = file.read(TOO_LARGE)
+        except OSError:
+            return Examined("unreadable", 0)
+        if len(data) == TOO_LARGE:
+            return Examined("over 1 MB", len(data))
     d = measure(document, data)
     for name, drops in RULES.items():
         if drops(d, cfg):

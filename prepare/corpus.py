@@ -10,11 +10,13 @@ have any size.
 from parts.start import SIGNALS, hold_signals, tidying
 
 import contextlib
+import filecmp
 import functools
 import glob
 import hashlib
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -34,13 +36,22 @@ from tqdm import tqdm
 
 from parts import tokenizer as tokenization
 from parts.configurator import ROOT, die, locate, mistakes, require
-from parts.files import write_json
+from parts.files import read_json, sync_folder, unused, write_json
 from parts.tokenizer import Tokenizer
-from prepare.clean import RULES, Benchmark, Document, Examined, examine, read_benchmark
+from prepare.clean import (
+    RULES,
+    TOO_LARGE,
+    Benchmark,
+    Document,
+    Examined,
+    examine,
+    read_benchmark,
+)
 from prepare.sources import choose_val, seeded
 
 BATCH = 1_000_000  # bytes that a process handles at a time
 SAMPLE = 16_000_000  # bytes of the train split to train a BPE on; twice as many take twice as long
+SPLITS = ("train", "val")
 # All files of a data set.
 FILES = ("train.bin", "val.bin", "meta.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -142,64 +153,139 @@ def starting_processes():
 # --- the data set's folder ------------------------------------------------------------------------
 
 
+def find_place(out: str) -> Path:
+    """The folder that --out names: below data/ or, if it is an absolute path, anywhere but in the
+    rest of this repository. Links are followed. ValueError if a data set must not go there."""
+    path = os.path.expanduser(out)
+    places = ROOT, ROOT / "data", ROOT / "data" / path
+    root, data, target = (Path(os.path.realpath(place)) for place in places)
+    if not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] in (".", ".."):
+        raise ValueError(
+            f"--out={out!r} is not below {data}; for another place, name its full path"
+        )
+    ours = root == target or root in target.parents or target in root.parents or target == data
+    if ours and data not in target.parents:
+        raise ValueError(f"--out={out!r} is part of nanoNeoX itself; choose another --out")
+    if os.path.lexists(target) and not target.is_dir():
+        raise ValueError(f"{target} is no folder; choose another --out")
+    present = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    others = sorted(present - set(FILES))
+    if others or present and not present & {"meta.json", "train.bin", "val.bin"}:
+        found = ", ".join(others[:3] or sorted(present))
+        raise ValueError(
+            f"{target} is not a data set's folder (it holds {found}); choose another --out"
+        )
+    return target
+
+
 @contextmanager
 def new_dataset(out: str) -> Iterator[Path]:
     """A folder to write a data set into. If the block succeeds, the folder is moved to data/<out>,
     otherwise it is removed.
 
-    So a run that is interrupted, even by SIGKILL, leaves the old data set or none."""
-    target = (ROOT / "data" / out).resolve()
-    old, folder = (
-        target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("old", "partial")
-    )
-    present = target.iterdir() if target.is_dir() else ()
-    others = [path.name for path in present if path.name not in FILES]
-    if not out or target.is_file() or others:
-        found = f" (it holds {', '.join(others[:3])})" if others else ""
-        die(f"{target} is not a data set's folder{found}; choose another --out")
+    So a run that is interrupted, even by SIGKILL, leaves the old data set or none. Nothing that
+    existed is ever removed."""
     with mistakes():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(target)
-        folder.mkdir()
+        target = find_place(out)
+        made = [folder for folder in target.parents if not folder.exists()]
+        # The computer's name: over a network, another one's locks may be invisible.
+        folder = target.with_name(f".{target.name}.partial-{platform.node()}-{os.getpid()}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(target)
+            folder.mkdir()
+        except OSError:
+            remove_empty(made)
+            raise
     tidying.append(functools.partial(shutil.rmtree, folder, ignore_errors=True))
     try:
-        yield folder
-        with hold_signals():
-            if target.exists():
-                target.rename(old)
-                print(f"{target} is replaced")
-            folder.rename(target)
+        with locked(folder):
+            yield folder
+            sync_folder(folder)
+            unchanged = is_same(folder, target)
+            with hold_signals():
+                aside = None if unchanged else put_in_place(folder, target)
+        if unchanged:
+            print(f"{target} holds exactly this already; it is unchanged")
+        elif aside:
+            print(f"the data set that was in {target} is now {aside}")
     except BaseException as error:
         stop_workers()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt("interrupted; nothing half-made is left behind") from None
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            die(f"{target} cannot be written ({error}); nothing half-made is left behind")
         raise
     finally:
         with hold_signals():  # however long it takes
-            if old.exists() and not target.exists():
-                old.rename(target)
-            for leftover in (old, folder):
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            remove_empty(made)
+
+
+def remove_empty(folders: list[Path]):
+    with contextlib.suppress(OSError):  # the first one that holds something ends it
+        for folder in folders:
+            folder.rmdir()
+
+
+def is_same(new: Path, old: Path) -> bool:
+    """Whether two data sets hold the same tokens and tokenizer."""
+    facts = [
+        [read_json(folder / "meta.json").get(key) for key in ("tokenizer", "vocab_size", *SPLITS)]
+        for folder in (new, old)
+    ]
+    try:
+        return facts[0] == facts[1] and all(
+            filecmp.cmp(new / name, old / name, shallow=False)
+            for name in FILES
+            if name != "meta.json"  # this also says when and how it was made
+        )
+    except OSError:  # there is no old one, or it is damaged
+        return False
+
+
+def put_in_place(folder: Path, target: Path) -> Path | None:
+    """Move a finished data set to its place. Returns where the one that was there before is now."""
+    aside = None
+    if target.exists():
+        if any(target.iterdir()):
+            aside = target.rename(unused(target))
+        else:
+            target.rmdir()
+    try:
+        folder.rename(target)
+    except OSError:
+        if aside:
+            aside.rename(target)
+        raise
+    sync_folder(target.parent)
+    return aside
 
 
 def clear_leftovers(target: Path):
-    """Remove what killed runs left behind. If one was killed while it moved the folders, put the
-    old data set back."""
-    for path in sorted(target.parent.glob(f".{glob.escape(target.name)}.*-*")):
-        kind, _, pid = path.name.rpartition(".")[2].partition("-")
-        if kind == "old" and not target.exists():
-            path.rename(target)
-        elif kind in ("old", "partial") and not is_running(pid):
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what killed runs on this machine left behind."""
+    name = f".{target.name}.partial-{platform.node()}-"
+    for path in target.parent.glob(f"{glob.escape(name)}*"):
+        with locked(path) as free:
+            if free:
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def is_running(pid: str) -> bool:
-    try:
-        return os.name == "posix" and os.kill(int(pid), 0) is None
-    except ProcessLookupError:
-        return False
-    except (PermissionError, ValueError):  # another user's process; or no number, so not our file
-        return True
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder, until the block or the process ends. Yields whether that worked: not if
+    another process holds it, and nowhere on Windows, which locks no folders."""
+    with contextlib.ExitStack() as stack:
+        try:
+            import fcntl
+
+            opened = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, opened)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (ImportError, OSError):
+            yield False
+        else:
+            yield True
 
 
 class Encoded(NamedTuple):
@@ -215,9 +301,7 @@ def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], abou
     """Write the bin files and meta.json, which gets `about` too. Returns the content of meta.json.
 
     tokenizer.json must already be there."""
-    counts = {
-        split: {"tokens": 0, "bytes": 0, "documents": 0, "max_id": 0} for split in ("train", "val")
-    }
+    counts = {split: {"tokens": 0, "bytes": 0, "documents": 0, "max_id": 0} for split in SPLITS}
     hashes = {split: hashlib.sha256() for split in counts}
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in counts}
@@ -262,6 +346,7 @@ def print_report(meta: dict, out: str):
         print(f"{split}: {n['tokens']:,} tokens, {size}, {n['documents']:,} documents")
     density = meta["val"]["bytes"] / meta["val"]["tokens"]
     print(f"val: {density:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
+    out = os.path.expanduser(out)  # as find_place does
     names = [out.removesuffix("_char"), Path(sys.argv[0]).stem, "python"]
     name = next(name for name in names if (ROOT / f"config/{name}_cpu.py").exists())
     config = f"config/{name}_cpu.py"
@@ -277,19 +362,22 @@ def build(cfg, documents: Iterable[Document], source: str, total: int | None = N
     """Make data/<cfg.out> from documents. source: what meta.json says about their origin; total:
     their bytes, if known, for the progress bar."""
     benchmark = None
+    require(cfg, positive=["val_fraction"], pattern=sorted(tokenization.PATTERNS))
+    if cfg.tokenizer == "bpe" and not 512 <= cfg.vocab_size <= 65536:
+        die(f"vocab_size must be from 512 to 65536 (token ids have 16 bits), not {cfg.vocab_size}")
+    if cfg.val_fraction > 0.5:
+        die(f"val_fraction must be at most 0.5, not {cfg.val_fraction}")
     with mistakes():
         if cfg.decontaminate:
             benchmark = read_benchmark(locate(cfg.decontaminate))
         given = None if cfg.tokenizer == "bpe" else open_tokenizer(cfg.tokenizer)
-    if given and given.kind == "char":
-        die(f"{cfg.tokenizer} knows only the characters it was made from; code needs a bpe")
-    require(cfg, positive=["val_fraction"], pattern=sorted(tokenization.PATTERNS))
-    if not given and not 512 <= cfg.vocab_size <= 65536:
-        die(f"vocab_size must be from 512 to 65536 (token ids have 16 bits), not {cfg.vocab_size}")
-    if cfg.val_fraction > 0.5:
-        die(f"val_fraction must be at most 0.5, not {cfg.val_fraction}")
 
     with new_dataset(cfg.out) as folder:
+        if (total or 0) > (free := shutil.disk_usage(folder).free):
+            die(
+                f"{total / 1e6:,.0f} MB of text do not fit on this disk, which has "
+                f"{free / 1e6:,.0f} MB free; --max_mb takes a part of them"
+            )
         spool, report = fill_spool(folder / "spool", documents, cfg, benchmark, total)
         is_val, split_by = hold_out(spool, cfg.val_fraction)
         tok = given or train_tokenizer(folder, spool, is_val, cfg)
@@ -303,9 +391,14 @@ def build(cfg, documents: Iterable[Document], source: str, total: int | None = N
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """A saved tokenizer, by path, or one of tiktoken's, by name. ValueError if it is neither."""
+    """A saved tokenizer, by path, or one of tiktoken's, by name. ValueError if it is neither, or
+    cannot encode code."""
     path = locate(name)
-    return tokenization.load(path) if path.exists() else tokenization.from_tiktoken(name)
+    tok = tokenization.load(path) if path.exists() else tokenization.from_tiktoken(name)
+    if tok.kind == "char":
+        raise ValueError(f"{name} knows only the characters it was made from; code needs a bpe")
+    tok.encode("def f(x):\n\treturn 'é'\n")
+    return tok
 
 
 class Spool(NamedTuple):
@@ -389,11 +482,12 @@ def batches(documents: Iterable[Document], max_mb: float) -> Iterator[list[Docum
     batch, size, left = [], 0, max_mb * 1e6 or float("inf")
     for document in documents:
         batch.append(document)
-        text = document.text
+        text, added = document.text, 0
         if isinstance(text, str):
             added = len(text)
-        else:
-            added = text.stat().st_size if text.exists() else 0
+        elif text:
+            with contextlib.suppress(OSError):  # it counts as unreadable
+                added = min(text.stat().st_size, TOO_LARGE)
         size, left = size + added, left - added
         if size >= BATCH or left <= 0:
             yield batch
@@ -426,7 +520,10 @@ def hold_out(spool: Spool, val_fraction: float) -> tuple[np.ndarray, str]:
     if is_val is not None:
         return is_val, "file, as there are too few repositories or packages"
     left = f"{len(spool.lengths):,} documents ({spool.lengths.sum() / 1e6:.2f} MB)"
-    die(f"{left} are left after cleaning: too few for a train and a val split; give more code")
+    die(
+        f"{left} are left after cleaning: too few for a train and a val split of "
+        f"{val_fraction:g}; give more code"
+    )
 
 
 def train_tokenizer(folder: Path, spool: Spool, is_val: np.ndarray, cfg) -> Tokenizer:

@@ -34,7 +34,13 @@ def read_text(file: str) -> str:
     if there is no such text."""
     if file:
         with configurator.mistakes():
-            return configurator.locate(file).read_text(encoding="utf-8")
+            path = configurator.locate(file)
+            if not path.is_file():  # reading a named pipe would wait forever
+                raise ValueError(f"there is no file {path}")
+            try:
+                return path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is no UTF-8 text: {error}") from None
     hint = "get the file another way and name it with --file=..."
     try:
         with urllib.request.urlopen(URL, timeout=30) as answer:

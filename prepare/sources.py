@@ -7,16 +7,19 @@ split.
 import glob
 import gzip
 import hashlib
-import itertools
 import json
 import os
+import stat
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import NotRequired, TypedDict
 
-from parts.configurator import ROOT, die, locate
-from prepare.clean import Document
+from parts.configurator import ROOT, die, locate, mistakes
+from parts.files import check_shape
+from prepare.clean import TOO_LARGE, Document
 
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 # A Document's field -> the columns that may hold it, in The Stack, CodeSearchNet and similar sets.
@@ -27,6 +30,18 @@ COLUMNS = {
     "licences": ("max_stars_repo_licenses", "licenses", "license"),
     "stars": ("max_stars_count", "stars"),
 }
+# What these columns must hold; a row whose text is missing or null cannot be read.
+TYPES = {
+    "text": str,
+    "name": NotRequired[str | None],
+    "group": NotRequired[str | None],
+    "licences": NotRequired[list[str] | str | None],
+    "stars": NotRequired[int | float | None],
+}
+# Bytes of a line of a JSON file. A longer one is passed over: it may not fit in memory, and a
+# million characters, all of them escaped, take less than half as many.
+LONGEST_LINE = 2**24
+ROWS_TO_TRY = 100  # if none of so many can be read, the file is of another kind
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -40,7 +55,8 @@ def local_documents(
 
     They come in the order of a seeded hash, so that max_mb takes a fair share of everything. A
     document's group is its package: as few leading folders as a val split can be made with."""
-    files = find_files(folders, suffix)
+    with mistakes():
+        files = find_files(folders, suffix)
     names, left = [], cfg.max_mb * 1e6 or float("inf")
     for name in sorted(files, key=lambda name: seeded(cfg.seed, name)):
         if left > 0:
@@ -64,16 +80,20 @@ def local_documents(
 
 
 def find_files(folders: list[str | Path], suffix: str) -> dict[str, tuple[Path, int]]:
-    """Path relative to its folder -> (path, size in bytes). If two folders hold the same relative
-    path, the first folder wins."""
+    """Path relative to its folder -> (path, bytes that will be read). If two folders hold the same
+    relative path, the first folder wins. Named pipes, devices and sockets are no files."""
     files = {}
-    for folder in (Path(folder).expanduser() for folder in folders):
+    for folder in (Path(os.path.expanduser(folder)) for folder in folders):
         for here, below, names in os.walk(folder):
             below[:] = [name for name in below if is_source(Path(here, name))]
             for path in (Path(here, name) for name in names if name.endswith(suffix)):
-                if path.is_file():
+                try:
+                    info = path.stat()
+                except OSError:  # it leads nowhere, or has just been removed
+                    continue
+                if stat.S_ISREG(info.st_mode):
                     name = path.relative_to(folder).as_posix()
-                    files.setdefault(name, (path, path.stat().st_size))
+                    files.setdefault(name, (path, min(info.st_size, TOO_LARGE)))
     return files
 
 
@@ -90,48 +110,76 @@ def is_source(folder: Path) -> bool:
 
 def file_documents(patterns: str) -> Iterator[Document]:
     """Documents from *.jsonl, *.jsonl.gz and *.parquet files, given as comma-separated names or
-    globs. Ends the script at a file that is missing or damaged."""
-    for pattern in patterns.split(","):
-        paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-        for path in paths or [str(locate(pattern))]:
+    globs. Ends the script at a file that is missing or, once it is reached, damaged."""
+    found = []
+    with mistakes():
+        for pattern in patterns.split(","):
+            paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+            found += paths or [str(locate(pattern))]
+        for path in found:
             if not path.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-                die(f"--file takes *.jsonl, *.jsonl.gz and *.parquet, not {path}")
+                raise ValueError(f"--file takes *.jsonl, *.jsonl.gz and *.parquet, not {path}")
             if not os.path.isfile(path):
-                die(f"there is no file {path}")
-            rows = parquet_rows(path) if path.endswith(".parquet") else json_rows(path)
-            yield from documents_from(rows, path)
+                raise ValueError(f"there is no file {path}")
+    return (document for path in found for document in documents_from(file_rows(path), path))
 
 
-def parquet_rows(path: str) -> Iterator[dict]:
-    from pyarrow import ArrowException, parquet
+def file_rows(path: str) -> Iterator:
+    """The rows of a file; a ValueError in place of a row that cannot be read. Ends the script if
+    the file is damaged."""
+    from pyarrow import ArrowException
 
+    parquet = path.endswith(".parquet")
     try:
-        table = parquet.ParquetFile(path)
-        known = [name for names in COLUMNS.values() for name in names]
-        columns = [name for name in known if name in table.schema_arrow.names]
-        for rows in table.iter_batches(batch_size=256, columns=columns):
-            yield from rows.to_pylist()
-    except ArrowException as error:
-        die(f"{path} cannot be read as parquet: {error}")
+        yield from parquet_rows(path) if parquet else json_rows(path)
+    except (ArrowException, ValueError, OSError, EOFError, zlib.error) as error:
+        die(f"{path} cannot be read as {'parquet' if parquet else 'JSON lines'}: {error}")
+
+
+def parquet_rows(path: str) -> Iterator[dict | ValueError]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as table:
+        names = table.schema_arrow.names
+        known = [column for columns in COLUMNS.values() for column in columns if column in names]
+        for rows in table.iter_batches(batch_size=256, columns=known or None):
+            for number in range(rows.num_rows):
+                try:  # a text may be no UTF-8
+                    row = {
+                        name: column[number].as_py()
+                        for name, column in zip(rows.schema.names, rows.columns)
+                    }
+                except ValueError as error:
+                    row = error
+                yield row
 
 
 def json_rows(path: str) -> Iterator:
-    opened = gzip.open if path.endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8") as lines:
-        try:
-            yield from (json.loads(line) for line in lines if line.strip())
-        except (ValueError, OSError, EOFError) as error:
-            die(f"{path} cannot be read as JSON lines: {error}")
+    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_LINE)
+                yield ValueError(f"a line is longer than {LONGEST_LINE:,} bytes")
+            elif line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    row = ValueError(error)
+                yield row
 
 
 def hub_documents(**dataset) -> Iterator[Document]:
     """Documents of a data set on the Hugging Face hub (arguments as for datasets.load_dataset).
     They are streamed: only what passes the cleaning is written to disk."""
+    return documents_from(hub_rows(**dataset), dataset["path"])
+
+
+def hub_rows(**dataset) -> Iterator[dict]:
     try:
         from datasets import load_dataset
 
-        rows = iter(load_dataset(split="train", streaming=True, **dataset))
-        first = next(rows)
+        yield from load_dataset(split="train", streaming=True, **dataset)
     except Exception as error:  # gated, offline, renamed: the library raises a dozen types
         name = dataset["path"]
         die(
@@ -139,29 +187,52 @@ def hub_documents(**dataset) -> Iterator[Document]:
             f"on huggingface.co/datasets/{name} and run `hf auth login`; offline, name local "
             "copies of its files with --file=..."
         )
-    yield from documents_from(itertools.chain([first], rows), dataset["path"])
 
 
 def documents_from(rows: Iterable, origin: str) -> Iterator[Document]:
-    """Turn rows into Documents. Ends the script at a row that is no dict or has no text column."""
-    columns = None
-    for row in rows:
-        if not isinstance(row, dict):
-            die(f"{origin} holds a {type(row).__name__} where a row with named columns should be")
-        if columns is None:
-            columns = {
-                field: next((column for column in known if column in row), None)
-                for field, known in COLUMNS.items()
-            }
-        if not columns["text"]:
-            known = " or ".join(COLUMNS["text"])
-            die(f"{origin} has no column {known}; it has: {', '.join(row)}")
-        get = {field: row.get(column) for field, column in columns.items()}
-        licences = [get["licences"]] if isinstance(get["licences"], str) else get["licences"]
-        if columns["licences"]:
-            licences = licences or []
-        name = get["name"] or ""
-        yield Document(get["text"] or "", name, get["group"] or name, licences, get["stars"])
+    """Turn rows into Documents. One that cannot be read becomes a Document without text. Ends the
+    script if that happens to the first ROWS_TO_TRY rows, or to all."""
+    columns, shape, problem, readable = {}, dict, None, False
+    for number, row in enumerate(rows, 1):
+        document = Document(None, "", "")
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            check_shape(row, f"row {number}", shape)
+            if not columns:
+                columns = find_columns(row)
+                shape = TypedDict("Row", {columns[field]: TYPES[field] for field in columns})
+                check_shape(row, f"row {number}", shape)
+            document, readable = to_document(row, columns), True
+        except ValueError as error:
+            problem = problem or error
+        yield document
+        if number == ROWS_TO_TRY and not readable:
+            break
+    if problem and not readable:
+        die(f"{origin} holds no documents: {problem}")
+
+
+def find_columns(row: dict) -> dict[str, str]:
+    """A Document's field -> the column that holds it. ValueError if none holds the text."""
+    columns = {
+        field: next(column for column in known if column in row)
+        for field, known in COLUMNS.items()
+        if any(column in row for column in known)
+    }
+    if "text" not in columns:
+        known = " or ".join(COLUMNS["text"])
+        raise ValueError(f"there is no column {known}, only {', '.join(row)[:200]}")
+    return columns
+
+
+def to_document(row: dict, columns: dict[str, str]) -> Document:
+    get = {field: row.get(column) for field, column in columns.items()}
+    licences = get.get("licences")
+    if "licences" in columns:
+        licences = [licences] if isinstance(licences, str) else licences or []
+    name = get.get("name") or ""
+    return Document(get["text"], name, get.get("group") or name, licences, get.get("stars"))
 
 
 # --- the val split --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -404,6 +405,7 @@ def test_the_hub_loader_streams_the_columns_that_it_asks_for(tmp_path):
 def test_an_interruption_leaves_the_old_set_or_none(tmp_path):
     source = write(tmp_path / "src", library("json", "email", "asyncio", "unittest"))
     folder = tmp_path / "data"
+    folder.mkdir()
     arguments = [f"--path={source}", f"--out={folder / 'set'}"]
     command = [sys.executable, str(ROOT / "prepare/python.py"), *arguments]
 
@@ -446,10 +448,73 @@ def test_an_interruption_leaves_the_old_set_or_none(tmp_path):
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
     for number, delay in zip(numbers, (0.0, 0.6, 0.9, 0.6)):
         interrupted(number, delay)
-        meta = json.loads((folder / "set/meta.json").read_text())
-        if meta["vocab_size"] == 600:  # otherwise it was done before the signal came
-            assert digest(folder / "set") == old
-        assert number == signal.SIGKILL or os.listdir(folder) == ["set"]
+        kept = folder / "set.1"  # if a new set was done before the signal came
+        assert digest(kept if kept.exists() else folder / "set") == old
+        sets = [name for name in os.listdir(folder) if name.split(".")[0] == "set"]
+        assert number == signal.SIGKILL or sorted(os.listdir(folder)) == sorted(sets)
+
+
+def test_a_new_set_moves_the_old_one_aside_and_the_same_one_stays(tmp_path):
+    source = write(tmp_path / "src", library("json", "email", "asyncio"))
+    (tmp_path / "drive").mkdir()
+    (tmp_path / "set").symlink_to(tmp_path / "drive/set")
+    arguments = f"--path={source}", f"--out={tmp_path / 'set'}", *SMALL
+    run("prepare/python.py", *arguments)
+    first, inode = digest(tmp_path / "drive/set"), (tmp_path / "drive/set").stat().st_ino
+    assert "unchanged" in run("prepare/python.py", *arguments).stdout
+    assert os.listdir(tmp_path / "drive") == ["set"]
+    assert (tmp_path / "drive/set").stat().st_ino == inode
+    for number in (1, 2):
+        old = digest(tmp_path / "drive/set")
+        done = run("prepare/python.py", *arguments, f"--seed={number}")
+        assert f"{tmp_path}/drive/set.{number}\n" in done.stdout
+        assert digest(tmp_path / f"drive/set.{number}") == old
+    assert (tmp_path / "set").is_symlink() and digest(tmp_path / "drive/set.1") == first
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path):
+    source = write(tmp_path / "src", library("json", "email", "asyncio"))
+    command = [sys.executable, str(ROOT / "prepare/python.py"), f"--path={source}", *SMALL]
+    command.append(f"--out={tmp_path / 'data/set'}")
+    started = [
+        subprocess.Popen([*command, f"--seed={seed}"], stdout=subprocess.DEVNULL) for seed in (1, 2)
+    ]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    assert sorted(os.listdir(tmp_path / "data")) == ["set", "set.1"]
+    seeds = set()
+    for name in ("set", "set.1"):
+        meta = json.loads((tmp_path / "data" / name / "meta.json").read_text())
+        seeds.add(meta["arguments"]["seed"])
+        for split in ("train", "val"):
+            content = (tmp_path / "data" / name / f"{split}.bin").read_bytes()
+            assert meta[split]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert seeds == {1, 2}
+
+
+def test_wrong_rows_are_counted_and_the_rest_is_kept(tmp_path):
+    lines = [json.dumps({**code(f"o/r{i % 20}", i), **LICENSED}) for i in range(60)]
+    good = {json.loads(line)["content"].strip() for line in lines}
+    wrong = ["5", "null", "[[[", '{"content": null}', '{"content": 7}', "[" * 99_999, '"\xff"']
+    wrong += [json.dumps({**code("o/r", 99), key: {}}) for key in LICENSED]
+    lines[5:5] = wrong
+    write(tmp_path, {"a.jsonl": "\n".join(lines).encode("latin-1")})
+    run("prepare/python.py", f"--file={tmp_path / 'a.jsonl'}", f"--out={tmp_path / 's'}", *SMALL)
+    assert {text.strip() for texts in documents(tmp_path / "s").values() for text in texts} == good
+    meta = json.loads((tmp_path / "s/meta.json").read_text())
+    assert meta["cleaning"]["unreadable"]["documents"] == len(wrong)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits no process like this")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    source = write(tmp_path / "src", library("json", "email", "asyncio"))
+    arguments = f"--path={source}", f"--out={tmp_path / 'new/set'}", *SMALL
+    command = [sys.executable, str(ROOT / "prepare/python.py"), *arguments]
+    for blocks in (1, 300):  # of 1 kB: full while cleaning, and when the tokens are written
+        shell = ["bash", "-c", f'ulimit -f {blocks} && exec "$@"', "bash", *command]
+        done = subprocess.run(shell, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+        assert os.listdir(tmp_path) == ["src"]
 
 
 ONE = "--path={tmp}/one"
@@ -465,11 +530,23 @@ MISTAKES = [  # script, arguments, a part of the line that must be printed
     ("python.py", [ONE, "--vocab_size=100000"], "65536"),
     ("python.py", [ONE, "--tokenizer={tmp}/nothing"], "nothing"),
     ("python.py", [ONE, "--decontaminate={tmp}/columns.jsonl"], "canonical_solution"),
+    ("python.py", [ONE, "--decontaminate={tmp}/null.jsonl"], "null.jsonl"),
+    ("python.py", [ONE, "--decontaminate={tmp}/pipe"], "pipe"),
+    ("python.py", ["--file={tmp}/cut.jsonl.gz"], "cut.jsonl.gz"),
+    ("python.py", ["--file={tmp}/numbers.jsonl"], "numbers.jsonl"),
     ("python.py", [ONE, "--out={tmp}"], "choose another --out"),
+    ("python.py", [ONE, "--out={tmp}/pipe"], "choose another --out"),
+    ("python.py", [ONE, "--out={tmp}/device"], "choose another --out"),
+    ("python.py", [ONE, "--out=a/../.."], "full path"),
+    ("python.py", [ONE, "--out="], "full path"),
+    ("python.py", [ONE, "--out={root}/out/new"], "choose another --out"),
+    ("python.py", [ONE, "--out={root}/data"], "choose another --out"),
     ("python.py", [ONE, "--val_fraction=0.9"], "val_fraction"),
     ("python.py", ["--sorce=local"], "source"),
     ("go.py", ["--source=local"], "--path"),
     ("shakespeare.py", ["--file={tmp}/none.txt"], "none.txt"),
+    ("shakespeare.py", ["--file={tmp}/pipe"], "pipe"),
+    ("shakespeare.py", ["--file={tmp}/latin.txt"], "latin.txt"),
     ("shakespeare.py", [], "--file"),
 ]
 
@@ -481,15 +558,26 @@ def test_a_mistake_gets_one_line(tmp_path, monkeypatch, script, arguments, says)
         "columns.jsonl": '{"body": "x"}\n',
         "broken.jsonl": '{"a": \n',
         "broken.parquet": "no",
+        "null.jsonl": '{"prompt": null, "canonical_solution": 5}\n',
+        "numbers.jsonl": "1\n2\n",
+        "cut.jsonl.gz": gzip.compress(b'{"content": "x"}\n' * 999)[:40],
+        "latin.txt": "Größe\n".encode("latin-1") * 50,
     }
     write(tmp_path, files)
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    try:
+        os.mknod(tmp_path / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    except OSError:  # only root can
+        (tmp_path / "device").symlink_to(tmp_path / "pipe")
+    before = sorted(tmp_path.rglob("*"))
     monkeypatch.setenv("PATH", str(tmp_path))  # no go
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network
-    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    arguments = [argument.format(tmp=tmp_path, root=ROOT) for argument in arguments]
     if not any("--out" in argument for argument in arguments):
         arguments.append(f"--out={tmp_path / 'set'}")
     done = run(f"prepare/{script}", *arguments, ok=False)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1 and says in done.stderr, done.stderr
     assert not (tmp_path / "set").exists() and not list(tmp_path.glob(".set*"))
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,5 +1,6 @@
 """A tokenizer gives the same ids trained, saved or loaded, and gives every text back."""
 
+import copy
 import functools
 import itertools
 import json
@@ -245,3 +246,55 @@ def test_missing_and_corrupt_files_are_refused(tmp_path, bpe):
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(ValueError, match="is not a Hugging Face tokenizer.json"):
             tokenization.load(tmp_path / "tokenizer.json")
+
+
+def foreign(bpe):
+    """The same tokenizer in a form that is not ours."""
+    data = copy.deepcopy(bpe.data)
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W"
+    return data
+
+
+def test_a_panic_in_tokenizers_is_an_ordinary_error_and_prints_nothing(tmp_path, bpe, capfd):
+    data = foreign(bpe)
+    data["model"]["continuing_subword_prefix"] = "longer than a token"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="tokenizer.json is not"):
+        tokenization.load(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "huggingface"])
+def test_ids_without_a_token_become_a_replacement_character(tmp_path, bpe, kind):
+    """A model may have more ids than its tokenizer, as Pythia does."""
+    tok = tokenization.train_char("abc") if kind == "char" else bpe
+    if kind == "huggingface":
+        data = foreign(bpe)
+        last = max(data["model"]["vocab"], key=data["model"]["vocab"].get)
+        data["model"]["vocab"][last] = VOCAB + 50  # a hole before the last one
+        data["added_tokens"] = [dict(t, id=t["id"]) for t in data["added_tokens"]]
+        tok = tokenization.Tokenizer(data)
+        assert tok.token_bytes(VOCAB + 10).decode() == "\ufffd"
+    assert tok.kind == kind
+    ids = tok.encode("abc")
+    beyond = tok.vocab_size + 7
+    assert tok.decode([*ids, beyond, *ids]) == "abc\ufffdabc"
+    assert tok.token_bytes(beyond).decode() == "\ufffd"
+    assert tok.heal([*ids, beyond]) == ([*ids, beyond], b"", None)
+    if kind != "char":
+        allowed = tok.heal(ids)[2]
+        assert ids[-1] in allowed and all(i in tok.tokens for i in allowed)
+
+
+def test_a_foreign_tokenizer_neither_cuts_nor_pads_documents(bpe):
+    data = foreign(bpe)
+    data["truncation"] = {
+        "direction": "Right",
+        "max_length": 2,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    tok = tokenization.Tokenizer(data)
+    assert (
+        tok.kind == "huggingface" and tok.decode(tok.encode("def f(x): pass")) == "def f(x): pass"
+    )
