@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import optim
 import train
 from model import NeoX
 from parts import configurator, memory
 from parts import device as devices
 from parts.files import write_whole
+from parts.tokenizer import MAX_VOCAB
 from tools import peers
 
 
@@ -49,13 +49,11 @@ class Settings(train.Settings):
 
 
 def read_settings(argv):
-    cfg = configurator.load(Settings, argv)
-    positive = ("repeats", "steps", "new_tokens", "batch_size", "grad_accum", "lr")
-    choices = {"device": devices.DEVICES, "dtype": devices.DTYPES}
-    configurator.require(cfg, positive, optimizer=list(optim.OPTIMIZERS), **choices)
-    cfg.vocab_size = cfg.vocab_size or peers.vocabulary(cfg.dataset)
-    if cfg.nanogpt and not (Path(cfg.nanogpt) / "model.py").is_file():
-        configurator.die(f"{cfg.nanogpt} holds no model.py of nanoGPT; give the folder of a clone")
+    cfg = train.read_settings(Settings, argv)
+    configurator.require(cfg, ("repeats", "steps", "new_tokens"), {"vocab_size": MAX_VOCAB})
+    with configurator.mistakes():
+        cfg.vocab_size = cfg.vocab_size or peers.vocabulary(cfg.dataset)
+        cfg.nanogpt = cfg.nanogpt and str(peers.clone_of_nanogpt(cfg.nanogpt))
     return cfg
 
 

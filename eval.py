@@ -22,18 +22,37 @@ are for the same weights and data.
 
 from parts.start import run
 
-import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import NotRequired, TypedDict
 
 import tasks
 from parts import configurator, plots, runs, tracking
 from parts import device as devices
 from parts import tokenizer as tokenization
-from parts.files import read_json, write_json
+from parts.data import Dataset
+from parts.files import load_json, write_json
+from parts.tracking import finite_numbers
 from tasks.code import detect_language, documents
+
+
+class Trained(TypedDict, total=False):
+    dataset: str
+
+
+class About(Trained):
+    """What run.json, or an exported model's config.json, says about the training."""
+
+    settings: NotRequired[Trained]
+
+
+class Report(TypedDict):
+    """eval.json: numbers by name, and what they are about."""
+
+    arguments: NotRequired[Trained]
 
 
 class Settings(tasks.Options):
@@ -50,12 +69,11 @@ def read_settings():
     configurator.require(
         cfg,
         ("num_completions", "num_bodies", "num_samples", "max_new_tokens", "top_p"),
+        {"top_p": 1},
         device=devices.DEVICES,
         language=["", "python", "go"],
         dtype=devices.DTYPES,
     )
-    if cfg.top_p > 1:
-        configurator.die(f"top_p is a probability, at most 1, not {cfg.top_p}")
     return cfg
 
 
@@ -66,15 +84,12 @@ def open_split(dataset: str, folder: Path, tokenizer) -> tuple[np.ndarray, dict]
     is not there."""
     if not dataset:
         run = folder / "run.json"
-        about = read_json(run if run.is_file() else folder / "config.json")
+        about = load_json(run if run.is_file() else folder / "config.json", About)
         dataset = about.get("settings", about).get("dataset")
         if not dataset:
             raise ValueError(f"{folder} does not say what it was trained on; give --dataset=NAME")
-    data = configurator.ROOT / "data" / dataset
-    meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
-    tokens = np.fromfile(data / "val.bin", dtype="<u2")
-    if len(tokens) < 2:
-        raise ValueError(f"{data / 'val.bin'} has too few tokens ({len(tokens)})")
+    data = Dataset(dataset, block_size=1)
+    data, meta, tokens = data.folder, data.meta, np.array(data.val)
     if (data / "tokenizer.json").read_bytes() != (folder / "tokenizer.json").read_bytes():
         tokens = translate(tokens, tokenization.load(data), tokenizer)
     return tokens, meta
@@ -101,13 +116,19 @@ def make_exam(cfg, tokenizer, folder: Path) -> tasks.Exam:
 def save(report: dict, cfg, folder: Path):
     """Write eval.json. What other tasks said about the same weights and data stays in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    file, before = folder / "eval.json", read_json(folder / "eval.json")
+    file, before = folder / "eval.json", read_report(folder)
     weights = [one for one in folder.iterdir() if one.suffix in (".pt", ".safetensors")]
     newest = max((one.stat().st_mtime for one in weights), default=0)
     same = subject(before.get("arguments", {})) == subject(vars(cfg))
     if same and file.stat().st_mtime > newest:
         report = before | report
     write_json(file, report | {"arguments": vars(cfg)})
+
+
+def read_report(folder: Path) -> dict:
+    """The folder's eval.json, if there is one. ValueError if it is damaged."""
+    file = folder / "eval.json"
+    return load_json(file, Report) if os.path.exists(file) else {}
 
 
 def subject(arguments: dict) -> tuple:
@@ -128,9 +149,9 @@ def compare(folders: list[str]):
             file = configurator.locate(name) / "eval.json"
             if not file.is_file():
                 raise ValueError(f"there is no {file}; make it with: python eval.py --ckpt={name}")
-            values = json.loads(file.read_text(encoding="utf-8"))
-            reports[name] = {k: v for k, v in values.items() if isinstance(v, (int, float))}
-    names = [Path(name).name for name in reports]
+            values = finite_numbers(load_json(file))
+            reports[name] = {configurator.printable(key): v for key, v in values.items()}
+    names = [configurator.printable(Path(name).name) for name in reports]
     width = max(14, *(len(name) + 2 for name in names))
     print(f"{'':<28}" + "".join(f"{name:>{width}}" for name in names))
     for key in dict.fromkeys(key for report in reports.values() for key in report):
@@ -155,6 +176,7 @@ def main():
     with configurator.mistakes():
         exam = make_exam(cfg, tokenizer, folder)
         exam.check_memory(model)
+        read_report(folder)  # what is in it already will be kept, if it can be read
     report = exam.measure(model)
     print(f"\n{folder}")
     for key, value in report.items():
@@ -164,7 +186,9 @@ def main():
             "pass@k was not measured: it runs what the model writes, and needs "
             "--allow_code_execution"
         )
-    if not configurator.locate(cfg.ckpt or folder).exists():  # a hub's cache is not to be written
+    if not os.path.exists(
+        configurator.locate(cfg.ckpt or folder)
+    ):  # a hub's cache is not to be written
         folder = configurator.ROOT / "out" / cfg.ckpt.replace("/", "-")
     with configurator.mistakes():
         save(report, cfg, folder)

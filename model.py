@@ -47,9 +47,10 @@ class NeoXConfig:
         wide = max(self.n_embd // 3, 1) * 8 if self.activation == "swiglu" else 4 * self.n_embd
         self.n_inner = self.n_inner or wide
         sizes = (self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
-        if min(sizes) < 1:
+        if min(sizes) < 1 or max(*sizes, self.n_inner) > 2**24:
             raise ValueError(
-                "vocab_size, block_size, n_layer, n_head and n_embd must each be 1 or more"
+                "vocab_size, block_size, n_layer, n_head and n_embd must each be 1 or more, and at "
+                f"most {2**24:,}"
             )
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
@@ -58,6 +59,8 @@ class NeoXConfig:
                 f"rotary_pct={self.rotary_pct} of the {self.head_dim} dimensions of a head must be "
                 "an even number of dimensions"
             )
+        if not 1 <= self.rotary_base <= 1e30:
+            raise ValueError(f"rotary_base={self.rotary_base} must be from 1 to 1e30")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.activation not in ACTIVATIONS:

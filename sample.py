@@ -38,9 +38,7 @@ class Settings:
 def read_settings():
     cfg = configurator.load(Settings)
     positive = ("num_samples", "max_new_tokens", "top_p", "repetition_penalty")
-    configurator.require(cfg, positive, device=devices.DEVICES)
-    if cfg.top_p > 1:
-        configurator.die(f"top_p is a probability, at most 1, not {cfg.top_p}")
+    configurator.require(cfg, positive, {"top_p": 1}, device=devices.DEVICES)
     if "" in cfg.stop:
         configurator.die("an empty --stop would end every completion at once; leave it out")
     if cfg.prompt and cfg.prompt_file:
@@ -52,9 +50,14 @@ def prompt_text(cfg) -> str:
     """The text to continue. ValueError where it does not end within reason."""
     text = cfg.prompt
     if cfg.prompt_file:
-        with open(cfg.prompt_file, encoding="utf-8") as file:
-            text = file.read(LONGEST_PROMPT + 1)
+        file = configurator.locate(cfg.prompt_file)
+        if not file.is_file():  # a pipe would be waited for
+            raise ValueError(f"there is no file {cfg.prompt_file}")
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read(LONGEST_PROMPT + 1)
     elif cfg.prompt == "-":
+        if sys.stdin is None:
+            raise ValueError("--prompt=- reads standard input, which is closed")
         text = sys.stdin.read(LONGEST_PROMPT + 1)
     if len(text) > LONGEST_PROMPT:
         raise ValueError(
@@ -91,6 +94,7 @@ def main():
         stop=ended if cfg.stop else None,
         first_ids=[prompt.first_ids] * cfg.num_samples,
         seed=cfg.seed,
+        vocab_size=tokenizer.vocab_size,
     )
     if cfg.num_samples == 1:
         print(text, end="", flush=True)

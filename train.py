@@ -94,12 +94,13 @@ class Settings:
     tracker_wait = 60.0  # seconds to wait for a tracker at the end
 
 
-def read_settings():
-    cfg = configurator.load(Settings)
+def read_settings(settings: type = Settings, argv: list[str] | None = None):
+    """The settings of train.py or of a script that inherits them, in a range that makes sense."""
+    cfg = configurator.load(settings, argv)
     positive = "batch_size grad_accum max_iters eval_iters log_interval keep lr".split()
     choices = {"optimizer": list(optim.OPTIMIZERS), "lr_schedule": list(optim.SCHEDULES)}
     choices |= {"device": devices.DEVICES, "dtype": devices.DTYPES}
-    configurator.require(cfg, positive, **choices)
+    configurator.require(cfg, positive, {"keep": 1000, "tracker_wait": 1e6}, **choices)
     if cfg.min_lr > cfg.lr:
         configurator.die(f"min_lr={cfg.min_lr} is above lr={cfg.lr}")
     if max(cfg.beta1, cfg.beta2, cfg.momentum) >= 1:

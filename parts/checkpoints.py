@@ -67,15 +67,13 @@ def checksum(value) -> str:
 
 def load_tensors(path: Path):
     """What torch.save wrote, if it is plain values and tensors. ValueError if it is anything else,
-    or damaged: the message never repeats torch's advice to load it unsafely."""
+    or damaged; torch's own message would give the advice to load it unsafely."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # damaged bytes make torch's reader raise anything
-        unsafe = "weights_only" in str(error) or "Weights only" in str(error)
-        reason = "it is no file of tensors" if unsafe else str(error).partition("\n")[0][:200]
-        raise ValueError(f"{path} cannot be read: {reason}") from None
+    except Exception:  # damaged bytes make torch's reader raise anything
+        raise ValueError("it is no file of tensors that torch.save wrote") from None
 
 
 def load_checkpoint(path: Path) -> dict:

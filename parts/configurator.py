@@ -25,18 +25,28 @@ from parts.start import say, speaks
 import ast
 import difflib
 import inspect
-import math
+import os
+import re
+import reprlib
 import runpy
 import sys
 import time
 import types
+import warnings
 from collections import ChainMap
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 # The repository. data/ and out/ are here, whatever the working directory is.
 ROOT = Path(__file__).resolve().parent.parent
+# The largest numbers that a setting may have: what numpy and torch take as a seed, what fits in 32
+# bits, and what is far from float32's limits, upwards and downwards, when it is multiplied.
+MAX_SEED, MAX_INT, MAX_FLOAT = 2**63 - 1, 2**31 - 1, 1e30
+MAX_TEXT = 100_000  # characters of a setting
+# Control characters but for white space, and bytes of the command line that were not UTF-8.
+NOT_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 # --- a person's mistakes --------------------------------------------------------------------------
@@ -46,8 +56,16 @@ def die(message: object) -> NoReturn:
     """End the script because of a person's mistake: one line on standard error, exit code 2."""
     if not speaks():  # most mistakes are all processes' own: torchrun ends this one after the first
         time.sleep(10)
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    text = printable(" ".join(str(message).split()))
+    text = text if len(text) <= 600 else f"{text[:400]} ... {text[-150:]}"
+    print(f"error: {text}", file=sys.stderr)
     sys.exit(2)
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey rather than show, such as escape sequences in a
+    file name or a foreign file, written as Python writes it: \\x1b."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextmanager
@@ -61,10 +79,11 @@ def mistakes():
         die(error)
 
 
-def locate(path: str) -> Path:
-    """The file or folder that a person named: relative to the working directory or, if there is
-    none, to the repository."""
-    return Path(path) if Path(path).exists() else ROOT / path
+def locate(path: str | Path) -> Path:
+    """The file or folder that a person named, ~ being the home folder: relative to the working
+    directory or, if there is none, to the repository."""
+    path = os.path.expanduser(path)
+    return Path(path) if os.path.exists(path) else ROOT / path
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -109,7 +128,7 @@ def load(settings: type, argv: list[str] | None = None) -> types.SimpleNamespace
                 check_key(key, defaults, f" in {arg}")
                 layers[-2][key] = convert(key, value, defaults[key])
         else:
-            known = [f"{arg}.py"] if (ROOT / f"{arg}.py").is_file() else []
+            known = [f"{arg}.py"] if os.path.isfile(ROOT / f"{arg}.py") else []
             known += [f"--{arg}"] if "=" in arg else []
             near = difflib.get_close_matches(arg, known, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -146,18 +165,30 @@ def combine(defaults: dict, layers: list[dict], presets: dict) -> dict:
 def read_config(arg: str) -> dict:
     """The plain values that a config file assigns."""
     path = locate(arg)
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = ", ".join(sorted(file.name for file in (ROOT / "config").glob("*.py")))
         die(f"there is no config file {path}; config/ has {known}")
     try:
         namespace = runpy.run_path(str(path))
-    except Exception as error:
-        die(f"{path} does not run as Python: {type(error).__name__}: {error}")
+    except KeyboardInterrupt:  # Ctrl-C is for us
+        raise
+    except BaseException as error:  # the file may raise anything, also by sys.exit
+        die(f"{path} does not run as Python: {type(error).__name__}: {shown(error, str)}")
     return {
         key: value
         for key, value in namespace.items()
-        if not (key.startswith("_") or callable(value) or isinstance(value, types.ModuleType))
+        if isinstance(key, str)
+        and not (key.startswith("_") or callable(value) or isinstance(value, types.ModuleType))
     }
+
+
+def shown(value, text: Callable[[object], str] = reprlib.repr) -> str:
+    """A value from a config file, shortened, or its text; its own code may fail in saying it, and
+    so does Python for a number of 5,000 digits."""
+    try:
+        return text(value)
+    except Exception:
+        return f"something of type {type(value).__name__}"
 
 
 def check_key(key: str, defaults: dict, where: str):
@@ -174,34 +205,49 @@ def parse(text: str, default):
     if isinstance(default, bool):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's own, about things like 1if
+            return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
 def convert(key: str, value, default):
     """The value in the default's type; a whole number may be written as 1e4. Ends the script if
-    the type is wrong, or if a number is negative or not finite."""
-    wanted = type(default)
+    the type is wrong, a number is negative, not finite or too large, or a text is none or
+    too long."""
+    wanted, given = type(default), shown(value)
     if type(value) in (int, float) and wanted in (int, float):
-        if not math.isfinite(value) or value < 0:
-            die(f"{key} must be a number from 0 up, not {value!r}")
+        most = MAX_FLOAT if wanted is float else MAX_SEED if key == "seed" else MAX_INT
+        if not 0 <= value <= most:
+            die(f"{key} must be a number from 0 up, and at most {most:,}, not {given}")
         if wanted is float or value == int(value):
             return wanted(value)
     elif type(value) is wanted:
+        for text in (value,) if wanted is str else value if wanted is tuple else ():
+            if type(text) is not str:
+                die(f"{key} must be a list of texts, not {given}")
+            if len(text) > MAX_TEXT:
+                die(f"{key} may have {MAX_TEXT:,} characters, not {len(text):,}")
+            if NOT_TEXT.search(text):
+                die(f"{key} holds control characters or is not UTF-8: {given}")
         return value
-    die(f"{key} must be of type {wanted.__name__}, like {default!r}, not {value!r}")
+    die(f"{key} must be of type {wanted.__name__}, like {default!r}, not {given}")
 
 
-def require(cfg, positive=(), **choices):
-    """End the script unless each setting in `positive` is above 0 and each key in `choices` has
-    one of the values listed for it."""
+def require(cfg, positive=(), most=None, **choices):
+    """End the script unless each setting in `positive` is above 0, each in `most` is at most what
+    stands there, and each in `choices` has one of the values listed for it."""
     for key in positive:
         if getattr(cfg, key) <= 0:
             die(f"{key} must be above 0, not {getattr(cfg, key)}")
+    for key, limit in (most or {}).items():
+        if getattr(cfg, key) > limit:
+            die(f"{key} must be at most {limit}, not {getattr(cfg, key)}")
     for key, allowed in choices.items():
         if getattr(cfg, key) not in allowed:
-            die(f"{key} must be one of {', '.join(map(str, allowed))}, not {getattr(cfg, key)!r}")
+            given = shown(getattr(cfg, key))
+            die(f"{key} must be one of {', '.join(map(str, allowed))}, not {given}")
 
 
 def print_help(settings: type):

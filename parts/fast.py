@@ -54,9 +54,9 @@ class CausalAttention(torch.autograd.Function):
     @staticmethod
     def rotate_(x, matrices):
         """Multiply the first dimensions of x (2, B, H, T, D) by their position's matrix."""
-        T, dim = matrices.shape[:2]
+        dim = matrices.size(-1)
         rows = x[..., :dim].permute(3, 0, 1, 2, 4)  # (T, 2, B, H, dim)
-        turned = (rows.reshape(T, -1, dim) @ matrices).view(rows.shape)
+        turned = (rows.flatten(1, 3) @ matrices).view(rows.shape)
         x[..., :dim] = turned.permute(1, 2, 3, 0, 4)
 
     @staticmethod

@@ -19,6 +19,8 @@ def write_whole(path: Path, write: Callable[[Path], object], keep: int = 1):
     OSError, or whatever `write` raises), the temporary file is removed and `path` keeps its old
     content."""
     temporary = path.with_name(path.name + ".tmp")
+    if path.exists() and not path.is_file():  # a device, a folder, ...
+        raise FileExistsError(f"{path} is there and is no ordinary file")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:

@@ -87,6 +87,7 @@ def stream(
     first_ids: list[list[int] | None] | None = None,
     seed: int | None = None,
     use_cache: bool = True,
+    vocab_size: int | None = None,
     **sampling,
 ) -> Iterator[list[int | None]]:
     """Continue all prompts together. Yields one new token id for each row, None for rows that have
@@ -96,7 +97,8 @@ def stream(
     and top_p, as `choose` has them. repetition_penalty: as in CTRL (Keskar et al. 2019,
     https://arxiv.org/abs/1909.05858, section 4.1), over prompt and output. stop_ids: a row ends
     with the first such token. stop: given a row's output so far, says whether the row has ended.
-    first_ids: for each row, the tokens of which its first must be one.
+    first_ids: for each row, the tokens of which its first must be one. vocab_size: how many tokens
+    the tokenizer has, where the model has more; those are never chosen.
 
     The context window: the model sees at most block_size tokens. When they are full, the oldest
     half is dropped and the rest read again from position 0, so that nearly every token costs one
@@ -122,7 +124,7 @@ def stream(
             logits = torch.where(rows.seen, torch.where(logits > 0, *scaled), logits)
         if first and first_ids:
             keep_only(logits, first_ids)
-        return choose(logits, generator, **sampling)
+        return choose(logits[:, :vocab_size], generator, **sampling)
 
     return steps(model, rows, decoder, pick, max_new_tokens, set(stop_ids), stop)
 
@@ -207,11 +209,13 @@ def keep_only(logits, allowed):
 
 def choose(logits, generator, temperature=1.0, top_k=0, top_p=1.0):
     """One token id for each row of logits (B, V), float32: top-k first (0: all), then top-p (1:
-    all; nucleus sampling, Holtzman et al. 2019, https://arxiv.org/abs/1904.09751). temperature 0
-    takes the likeliest."""
-    if temperature == 0:
+    all; nucleus sampling, Holtzman et al. 2019, https://arxiv.org/abs/1904.09751). temperature 0,
+    and any below 1e-5, by which logits cannot be divided in float32, takes the likeliest."""
+    if temperature < 1e-5:
         return logits.argmax(dim=-1)
-    probabilities, V = (logits / temperature).softmax(dim=-1), logits.size(-1)
+    V = logits.size(-1)
+    # Weights that a training ruined give NaN; then any token is as good as another.
+    probabilities = (logits / temperature).softmax(dim=-1).nan_to_num_(1 / V)
     k = top_k if 0 < top_k < V else V
     if k == V and top_p == 1:
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
@@ -221,7 +225,8 @@ def choose(logits, generator, temperature=1.0, top_k=0, top_p=1.0):
         likeliest, ids = probabilities.topk(k)
     if k < V:
         likeliest = likeliest / likeliest.sum(dim=-1, keepdim=True)
-    surplus = likeliest.cumsum(dim=-1) - likeliest >= top_p  # the likeliest token always stays
+    surplus = likeliest.cumsum(dim=-1) - likeliest >= top_p
+    surplus[:, 0] = False  # the likeliest token always stays
     drawn = torch.multinomial(likeliest.masked_fill(surplus, 0), 1, generator=generator)
     return ids.gather(1, drawn)[:, 0]
 

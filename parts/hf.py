@@ -1,31 +1,82 @@
 """Hugging Face's GPT-NeoX: its weights and configurations in and out."""
 
-import json
-import pickle  # for the name of an error
+import os
+import re
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
+from typing_extensions import NotRequired, TypedDict
 
 from model import ACTIVATIONS, NeoX, NeoXConfig
-from parts import memory
-from parts.files import write_json, write_whole
+from parts import configurator, memory
+from parts.checkpoints import checksum, load_tensors
+from parts.files import check_shape, load_json, write_json, write_whole
 from parts.generate import decoder_agrees
+
+Size = Annotated[int, Interval(ge=1, le=2**24)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Base = Annotated[float, Interval(ge=1, le=1e30)]
+
+
+class Rope(TypedDict):
+    """Where transformers 5 has the rotary settings."""
+
+    rope_type: NotRequired[str]
+    rope_theta: NotRequired[Base]
+    partial_rotary_factor: NotRequired[Share]
+
+
+class HFConfig(TypedDict):
+    """What config.json of a GPT-NeoX says, as far as we read it."""
+
+    vocab_size: Size
+    max_position_embeddings: Size
+    num_hidden_layers: Annotated[int, Interval(ge=1, le=10_000)]
+    num_attention_heads: Size
+    hidden_size: Size
+    intermediate_size: Size
+    rope_parameters: NotRequired[Rope | None]
+    rope_scaling: NotRequired[dict | None]
+    rotary_pct: NotRequired[Share]
+    rotary_emb_base: NotRequired[Base]
+    attention_bias: NotRequired[bool]
+    use_parallel_residual: NotRequired[bool]
+    tie_word_embeddings: NotRequired[bool]
+    hidden_dropout: NotRequired[Share]
+    hidden_act: NotRequired[str]
+    layer_norm_eps: NotRequired[Annotated[float, Interval(ge=1e-12, le=1)]]
+
+
+def find(name: str | Path) -> Path:
+    """What a person means by the name of a model: a file or folder here, or the folder to which the
+    model of that name on the hub is downloaded, such as `EleutherAI/pythia-70m` (`name@revision`
+    for one of its training steps). ValueError where there is neither.
+
+    Only a name with one slash that begins like none of our folders is looked for on the hub."""
+    path, name = configurator.locate(name), str(name)
+    if os.path.exists(path):
+        return path
+    if re.fullmatch(r"(?!out/|data/)\w[\w.-]*/\w[\w.-]*(?<!\.pt)(@[\w.-]+)?", name):
+        return download(name)
+    out = configurator.ROOT / "out"
+    runs = ", ".join(f"out/{run.parent.name}" for run in sorted(out.glob("*/ckpt.pt")))
+    raise ValueError(
+        f"there is no checkpoint {name}; runs here: {runs or 'none'}; "
+        "python train.py config/python_cpu.py makes one"
+    )
 
 
 def from_pretrained(name: str | Path) -> NeoX:
-    """A model with the weights of a Hugging Face GPT-NeoX checkpoint: a folder, or a name on the
-    hub such as `EleutherAI/pythia-70m` (`name@revision` for one of its training steps).
+    """A model with the weights of a Hugging Face GPT-NeoX checkpoint: what `find` finds by that
+    name.
 
     ValueError or OSError says what is wrong."""
-    folder = Path(name) if Path(name).is_dir() else download(str(name))
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model = memory.new_model(config_from_hf(raw))
-    except (KeyError, TypeError, OverflowError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is not a GPT-NeoX configuration: {error!r}"
-        ) from None
+    folder = find(name)
+    file = folder / "config.json"
+    model = memory.new_model(config_from_hf(load_json(file), file))
     # Pythia's older files carry the causal mask and the rotary frequencies, which we compute.
     computed = (".attention.bias", ".masked_bias", "rotary_emb.inv_freq")
     state = {k: v for k, v in read_weights(folder).items() if not k.endswith(computed)}
@@ -35,6 +86,10 @@ def from_pretrained(name: str | Path) -> NeoX:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from None
+    with torch.no_grad():  # weights that are not finite, or so large that nothing behind them is
+        tried = [*model.parameters(), model(torch.zeros(1, 1, dtype=torch.long))]
+    if not all(bool(tensor.isfinite().all()) for tensor in tried):
+        raise ValueError(f"the weights in {folder} are damaged: not all numbers are finite")
     return model
 
 
@@ -60,7 +115,8 @@ def save_pretrained(model: NeoX, folder: str | Path, eot: int | None = None, **e
     state = {k: v.clone() if places.count(v.data_ptr()) > 1 else v for k, v in state.items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    data = save(state, metadata={"format": "pt"})
+    sealed = {"format": "pt", "checksum": checksum(dict(sorted(state.items())))}
+    data = save(state, metadata=sealed)
     write_whole(folder / "model.safetensors", lambda temporary: temporary.write_bytes(data))
     write_json(folder / "config.json", raw)
 
@@ -142,12 +198,14 @@ def config_to_hf(c: NeoXConfig) -> dict:
     }
 
 
-def config_from_hf(raw: dict) -> NeoXConfig:
-    """The inverse of `config_to_hf`. ValueError for what this model cannot represent."""
+def config_from_hf(raw: dict, where: object = "config.json") -> NeoXConfig:
+    """The inverse of `config_to_hf`. ValueError for what this model cannot represent; it names
+    `where` the configuration is from."""
+    if raw.get("model_type") != "gpt_neox":
+        raise ValueError(f"{where} describes a {raw.get('model_type')!r} model, not gpt_neox")
+    check_shape(raw, where, HFConfig)
     # In transformers 5; before it, rotary_pct and rotary_emb_base were keys of their own.
     rope = raw.get("rope_parameters") or {}
-    if raw.get("model_type") != "gpt_neox":
-        raise ValueError(f"config.json describes a {raw.get('model_type')!r} model, not gpt_neox")
     scaled = raw.get("rope_scaling") or rope.get("rope_type", "default") != "default"
     if scaled or not raw.get("attention_bias", True):
         raise ValueError(
@@ -173,7 +231,7 @@ def config_from_hf(raw: dict) -> NeoXConfig:
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint folder, whole or in shards; .bin files are read without running
     anything in them. ValueError where there are none, or damaged ones."""
-    from safetensors import SafetensorError
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     safe, pickled = sorted(folder.glob("model*.safetensors")), sorted(folder.glob("pytorch_model*"))
@@ -183,12 +241,23 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     state = {}
     for file in safe or pickled:
         try:
-            if safe:
-                part = load_file(file)
-            else:
-                part = torch.load(file, map_location="cpu", weights_only=True)
-        except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            read = load_file if safe else load_tensors
+            part = read(file)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # damaged bytes make safetensors' reader raise anything
             raise ValueError(f"{file} cannot be read, it may be cut short: {error}") from None
+        numbers = isinstance(part, dict) and all(
+            isinstance(key, str) and isinstance(tensor, torch.Tensor)
+            for key, tensor in part.items()
+        )
+        if not numbers:
+            raise ValueError(f"{file} holds something else than tensors by name")
+        if safe:
+            with safe_open(file, "pt") as opened:
+                sealed = (opened.metadata() or {}).get("checksum")  # only our files have one
+            if sealed and sealed != checksum(dict(sorted(part.items()))):
+                raise ValueError(f"{file} is damaged: its checksum is wrong")
         # transformers 5 calls the head lm_head in memory, but files have always said embed_out.
         state |= {"embed_out.weight" if k == "lm_head.weight" else k: v for k, v in part.items()}
     return state
@@ -207,8 +276,9 @@ def download(name: str) -> Path:
             files = ["pytorch_model*.bin"]  # some of Pythia's earlier steps have only these
             folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
         return folder
-    except Exception as error:
+    except Exception as error:  # the hub's library raises anything, in many lines
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ValueError(
             f"{name} is neither a folder here nor a model that the hub gave: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {reason[:200]}"
         ) from None

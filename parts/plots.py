@@ -1,6 +1,7 @@
 """Every picture. If one cannot be drawn, that is reported and the run goes on."""
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def picture(file: Path, draw: Callable, rows: int = 1, columns: int = 1, size=(8
     except Exception as error:
         tqdm.write(f"no picture {file.name}: {type(error).__name__}: {error}")
         return False
+
+
+def check_place(file: Path):
+    """ValueError where `picture` could not write this file, or would replace what is no picture."""
+    folder = next(parent for parent in file.parents if os.path.exists(parent))
+    there = os.path.exists(file)
+    if file.suffix != ".png" or not folder.is_dir() or there and not file.is_file():
+        raise ValueError(f"{file} is no place for a picture; give a name that ends in .png")
 
 
 def losses(metrics: list[dict], file: Path) -> bool:

@@ -86,17 +86,10 @@ def load(ckpt: str, device: str) -> Loaded:
             "there is no checkpoint in out/ yet; make one with: make quickstart, "
             "or python train.py config/python_cpu.py"
         )
-    path = configurator.locate(ckpt or runs[-1].parent)
-    local = path.exists() or path.suffix == ".pt" or str(ckpt).startswith(("out/", "/", "."))
-    if local and not path.exists():
-        have = ", ".join(str(run.parent.relative_to(configurator.ROOT)) for run in runs)
-        configurator.die(
-            f"there is no checkpoint {ckpt}; runs here: {have or 'none'}; "
-            "python train.py config/python_cpu.py makes one"
-        )
     with configurator.mistakes():
-        folder = path if path.is_dir() else path.parent if path.exists() else hf.download(ckpt)
-        model = load_model(path if path.exists() else folder)
+        path = hf.find(ckpt or runs[-1].parent)
+        folder = path if path.is_dir() else path.parent
+        model = load_model(path)
         tokenizer = tokenization.load(folder)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
@@ -152,8 +145,8 @@ def start_model(cfg, dataset: Dataset, tokenizer: Tokenizer, run: "Run") -> NeoX
 def model_from_elsewhere(cfg, dataset: Dataset, tokenizer: Tokenizer) -> NeoX:
     """The model that --init_from names. ValueError or OSError if it cannot be had, or has another
     tokenizer than the data set."""
-    path = configurator.locate(cfg.init_from)
-    folder = path if path.is_dir() else path.parent if path.exists() else hf.download(cfg.init_from)
+    path = hf.find(cfg.init_from)
+    folder = path if path.is_dir() else path.parent
     file = folder / "tokenizer.json"
     if not file.is_file():
         print(f"{file} does not exist; whether the data set's tokens fit the model is unknown")
@@ -162,7 +155,7 @@ def model_from_elsewhere(cfg, dataset: Dataset, tokenizer: Tokenizer) -> NeoX:
             f"data set {cfg.dataset} has other tokens than the model in {folder}; prepare it with "
             f"--tokenizer={folder}"
         )
-    return load_model(path if path.exists() else folder)
+    return load_model(path)
 
 
 def state_of(model: NeoX, optimizers, scaler, cfg) -> dict:

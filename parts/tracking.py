@@ -65,6 +65,12 @@ def send(out: Path, seconds: float = 60):
     finish([start(name, out) for name in known], out, "finished", seconds)
 
 
+def finite_numbers(values: dict) -> dict:
+    """The numbers among the values, but for those that no picture or table can show."""
+    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+    return {key: value for key, value in numbers.items() if abs(value) < 1e300}
+
+
 def complain(name: str, out: Path, why: str, file=None):
     """Print one line that says why a tracker did not get everything and how to send it later."""
     why = why.strip().splitlines()[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from parts.start import child, run
 
-import json
+import os
 import statistics
 import tempfile
 
@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 import train
 from parts import configurator, plots
+from parts.runs import read_metrics
+from parts.tracking import finite_numbers
 
 ENTRIES = {
     "adamw": ["--optimizer=adamw", "--lr=3e-3", "--min_lr=0", "--lr_schedule=cosine"],
@@ -45,14 +47,15 @@ class Settings(train.Settings):
 
 def read(folder) -> list[dict]:
     """The lines of a run's metrics.jsonl. Ends the script where there are none."""
-    file = configurator.locate(folder) / "metrics.jsonl"
-    if not file.is_file():
-        configurator.die(f"there is no {file}; train.py makes it")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    folder = configurator.locate(folder)
+    if not os.path.isfile(folder / "metrics.jsonl"):
+        configurator.die(f"there is no {folder / 'metrics.jsonl'}; train.py makes it")
+    with configurator.mistakes():
+        return [finite_numbers(line) for line in read_metrics(folder, sys.maxsize)]
 
 
 def last(metrics, key):
-    return next((m[key] for m in reversed(metrics) if m.get(key) is not None), float("nan"))
+    return next((m[key] for m in reversed(metrics) if key in m), float("nan"))
 
 
 def mean(runs, key):
@@ -61,7 +64,7 @@ def mean(runs, key):
 
 def curve(metrics):
     """Seconds of training and smoothed training loss at each line that has one."""
-    lines = [m for m in metrics if m.get("loss") is not None]
+    lines = [m for m in metrics if "loss" in m and "elapsed" in m]
     return [m["elapsed"] for m in lines], plots.smooth([m["loss"] for m in lines])
 
 
@@ -77,7 +80,7 @@ def compare(folders):
         configurator.die(
             "name the runs to compare: python tools/leaderboard.py --compare out/a out/b"
         )
-    runs = {Path(name).name: read(name) for name in folders}
+    runs = {configurator.printable(Path(name).name): read(name) for name in folders}
     keys = ("step", "tokens", "elapsed", "loss", "val_loss", "bits_per_byte", "tokens_per_s", "mfu")
     print(f"{'':<20}" + "".join(f"{key:>14}" for key in keys))
     for name, metrics in runs.items():
@@ -152,8 +155,11 @@ def print_table(runs):
 def main():
     if sys.argv[1:2] == ["--compare"]:
         return compare(sys.argv[2:])
-    cfg = configurator.load(Settings)
-    configurator.require(cfg, ("seeds", "max_iters"))
+    cfg = train.read_settings(Settings)
+    configurator.require(cfg, ("seeds",))
+    picture = configurator.ROOT / cfg.plot
+    with configurator.mistakes():
+        plots.check_place(picture)
     entries = cfg.entries.split("/") if cfg.entries else list(ENTRIES)
     for name in entries:
         if name not in ENTRIES:
@@ -162,7 +168,7 @@ def main():
     print_table(runs)
     what = f"{cfg.seconds:g} s each" if cfg.seconds else f"{cfg.max_iters} steps each"
     title = f"{Path(cfg.dataset).name}, {what}, {cfg.seeds} seeds"
-    draw(runs, configurator.ROOT / cfg.plot, title)
+    draw(runs, picture, title)
 
 
 if __name__ == "__main__":

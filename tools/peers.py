@@ -16,12 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import optim
 from model import NeoX, NeoXConfig
 from parts import configurator, hf, runs
 from parts import device as devices
-from parts.data import Batches, Dataset
-from parts.files import read_json
+from parts.data import Batches, Dataset, Meta
+from parts.files import load_json
 from parts.generate import generate
 from train import Trainer, build, training_step
 
@@ -32,9 +33,18 @@ def model_config(cfg, **changes) -> NeoXConfig:
 
 
 def vocabulary(dataset: str) -> int:
-    """The data set's number of tokens, or 8,192 if it is not there."""
-    meta = read_json(configurator.ROOT / "data" / dataset / "meta.json")
-    return meta.get("vocab_size", 8192)
+    """The data set's number of tokens, or 8,192 if it is not there. ValueError if its meta.json is
+    damaged."""
+    file = configurator.ROOT / "data" / dataset / "meta.json"
+    return load_json(file, Meta)["vocab_size"] if os.path.exists(file) else 8192
+
+
+def clone_of_nanogpt(folder: str) -> Path:
+    """The folder of a clone. ValueError if it is none."""
+    path = configurator.locate(folder).resolve()
+    if not (path / "model.py").is_file():
+        raise ValueError(f"{folder} holds no model.py of nanoGPT; give the folder of a clone")
+    return path
 
 
 def environment(name: str) -> dict:
@@ -281,3 +291,7 @@ def peak_memory(device):
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    configurator.die("bench.py runs this: python bench.py --peers")

@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 import torch
 
-import optim
 import train
 from model import NeoX, NeoXConfig
 from parts import configurator, memory, runs
-from parts import device as devices
+from parts.tokenizer import MAX_VOCAB
 from tools.peers import vocabulary
 
 
@@ -157,10 +156,10 @@ class Plan:
 
 
 def read_settings():
-    cfg = configurator.load(Settings)
-    choices = {"gpu": list(GPUS), "optimizer": list(optim.OPTIMIZERS), "dtype": devices.DTYPES}
-    configurator.require(cfg, ("batch_size", "grad_accum", "max_iters"), **choices)
-    cfg.vocab_size = cfg.vocab_size or vocabulary(cfg.dataset)
+    cfg = train.read_settings(Settings)
+    configurator.require(cfg, most={"vocab_size": MAX_VOCAB}, gpu=list(GPUS))
+    with configurator.mistakes():
+        cfg.vocab_size = cfg.vocab_size or vocabulary(cfg.dataset)
     return cfg
 
 

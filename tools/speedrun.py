@@ -26,7 +26,7 @@ import torch
 import train
 from parts import configurator, runs
 from parts.data import Dataset
-from tools.peers import environment, load_nanogpt
+from tools.peers import clone_of_nanogpt, environment, load_nanogpt
 
 GOAL = 1.88  # nats per letter
 # From nanoGPT's README, "I only have a macbook", which says that it reaches 1.88.
@@ -66,9 +66,8 @@ def recipes(cfg) -> dict[str, Recipe]:
         folder = Dataset(ours.dataset, ours.block_size).folder
     found = {"nanoNeoX": Recipe([config], ROOT, folder)}
     if cfg.nanogpt:
-        root = Path(cfg.nanogpt).resolve()
-        if not (root / "model.py").is_file():
-            configurator.die(f"{root} holds no model.py of nanoGPT; give the folder of a clone")
+        with configurator.mistakes():
+            root = clone_of_nanogpt(cfg.nanogpt)
         folder = root / "data" / "shakespeare_char"
         if not (folder / "val.bin").is_file():
             configurator.die(f"{folder} has no val.bin; make it with that folder's prepare.py")

@@ -42,7 +42,7 @@ def first_step(arguments, folder: Path) -> float:
 
 
 def main():
-    cfg = configurator.load(Settings)
+    cfg = train.read_settings(Settings)
     configurator.require(cfg, ("repeats",))
     arguments = [arg for arg in sys.argv[1:] if arg.partition("=")[0] != "--repeats"]
     with tempfile.TemporaryDirectory() as folder:

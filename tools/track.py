@@ -16,15 +16,16 @@ from parts.start import run, say
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 import threading
 import time
 
+from typing_extensions import TypedDict
+
 from parts import configurator
-from parts.files import read_json, write_json
-from parts.tracking import TRACKERS, complain
+from parts.files import load_json, read_json, write_json
+from parts.tracking import TRACKERS, complain, finite_numbers
 
 FILES = ("run.json", "metrics.jsonl", "eval.json", "loss.png", "scores.png", "ckpt.pt")
 EXPORT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -33,6 +34,24 @@ EXPORT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 class Settings:
     run = ""  # a run's folder
     to = "mlflow"  # mlflow or wandb
+
+
+class About(TypedDict):
+    """run.json, as far as trackers show it."""
+
+    settings: dict
+    git: dict
+    versions: dict
+    data: dict[str, dict]
+
+
+class State(TypedDict, total=False):
+    """What <tracker>.json says."""
+
+    id: str  # of the run there
+    sent: dict[str, int]  # the last step of each kind of line
+    files: dict[str, float]  # when each was changed
+    trouble: str
 
 
 class Follower:
@@ -126,7 +145,7 @@ class Follower:
         if "model.safetensors" in there and set(EXPORT) & set(changed):
             export = [out / name for name in EXPORT if name in there]
         if "eval.json" in changed:
-            self.tracker.summary(finite_numbers(read_json(out / "eval.json")), step)
+            self.tracker.summary(scores(read_json(out / "eval.json")), step)
         if paths or export:
             self.tracker.files(paths, export, step)
         self.state["files"] = stamps
@@ -166,10 +185,9 @@ def new_records(file: Path, sent: dict[str, int]) -> list[dict]:
     return records
 
 
-def finite_numbers(scores: dict) -> dict:
+def scores(report: dict) -> dict:
     """The numbers of an eval.json, as metrics."""
-    numbers = {key: value for key, value in scores.items() if isinstance(value, (int, float))}
-    return {f"eval_{key}": value for key, value in numbers.items() if math.isfinite(value)}
+    return {f"eval_{key}": value for key, value in finite_numbers(report).items()}
 
 
 def main():
@@ -178,11 +196,16 @@ def main():
     cfg = configurator.load(Settings, sys.argv[1 + following :])
     configurator.require(cfg, to=list(TRACKERS))
     out = configurator.locate(cfg.run).resolve()
-    about = read_json(out / "run.json")
-    if not cfg.run or not about:
+    if not cfg.run or not os.path.isfile(out / "run.json"):
         configurator.die(
             f"--run={cfg.run} is not a run's folder with a run.json; train.py makes one"
         )
+    with configurator.mistakes():
+        about, state = load_json(out / "run.json", About), out / f"{cfg.to}.json"
+        if "dataset" not in about["settings"] or not about["data"].keys() >= {"train", "val"}:
+            raise ValueError(f"{out / 'run.json'} is damaged: it does not name the data set")
+        if state.is_file():
+            load_json(state, State)
     follower = Follower(out, cfg.to, about)
     try:
         if following:
