@@ -2,7 +2,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0  # the version that the tests run with; requirements.txt takes any from 2.9 on
 RUN = .venv/bin/python
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart test torture lint install clean
 
 quickstart: install  ## from nothing to completions of real Python: 6 to 8 minutes on 2 cores, no GPU
 	$(RUN) prepare/python.py --max_mb=100 --vocab_size=4096 --val_fraction=0.02
@@ -13,6 +13,9 @@ quickstart: install  ## from nothing to completions of real Python: 6 to 8 minut
 
 test: .venv/test lint  ## every test; NANONEOX_DATA=FOLDER adds those on tinyshakespeare.txt and HumanEval.jsonl.gz
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto tests  # one process for each core
+
+torture: .venv/test  ## hundreds of kills, signals, damaged files and hostile programs: about an hour
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto -o python_files='*.py' tests/torture
 
 lint: .venv/test
 	.venv/bin/ruff format --check -q .

@@ -329,7 +329,7 @@ def test_damage_that_torch_reads_over_is_noticed(trained, tmp_path, capsys):
     older = tmp_path / "ckpt.1.pt"
     shutil.copy(trained / older.name, older)
     whole, changed = checksum(load_checkpoint(trained / "ckpt.pt")), 0
-    entries = list(re.finditer(rb"PK\1\2.{42}[^/]*/data/\d+", blob, re.DOTALL))[:5]
+    entries = list(re.finditer(rb"PK\x01\x02.{42}[^/]*/data/\d+", blob, re.DOTALL))[:5]
     for entry in entries:
         damaged = bytearray(blob)
         damaged[entry.start() + 38] ^= 16
