@@ -91,6 +91,7 @@ def parallel(
     how = {"initializer": start_worker, "initargs": (start, args)}
     with starting_processes():
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), **how)
+        pools.append(pool)
     with pool:
         try:
             waiting = deque()
@@ -130,9 +131,18 @@ def start_worker(start: Callable | None, args: tuple):
         start(*args)
 
 
+pools = []  # all that `parallel` has made
+
+
 def stop_workers():
     for process in multiprocessing.active_children():
         process.kill()
+        process.join()
+    for pool in pools:
+        # A worker that is killed amid a result leaves half of it in a pipe. The pool waits for the
+        # rest until nobody can write there any more, and this process still could.
+        if pool._result_queue:
+            pool._result_queue._writer.close()
 
 
 @contextmanager
@@ -267,7 +277,7 @@ def clear_leftovers(target: Path):
     name = f".{target.name}.partial-{platform.node()}-"
     for path in target.parent.glob(f"{glob.escape(name)}*"):
         with locked(path) as free:
-            if free:
+            if free and path.name.removeprefix(name).isdecimal():
                 shutil.rmtree(path, ignore_errors=True)
 
 

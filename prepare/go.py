@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts.start import run
+from parts.start import run_script
 
 import subprocess
 
@@ -66,4 +66,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -144,13 +144,13 @@ def parquet_rows(path: str) -> Iterator[dict | ValueError]:
         known = [column for columns in COLUMNS.values() for column in columns if column in names]
         for rows in table.iter_batches(batch_size=256, columns=known or None):
             for number in range(rows.num_rows):
-                try:  # a text may be no UTF-8
+                try:  # a text may be no UTF-8, a date beyond Python's
                     row = {
                         name: column[number].as_py()
                         for name, column in zip(rows.schema.names, rows.columns)
                     }
-                except ValueError as error:
-                    row = error
+                except (ValueError, OverflowError) as error:
+                    row = ValueError(error)
                 yield row
 
 

@@ -8,21 +8,6 @@ import resource
 import sys
 
 ANSWER = 1_000_000  # characters of an answer
-LIMITS = {  # by role: bytes of memory and of a file; numbers of processes with threads, open files
-    "candidate": {"AS": 320 << 20, "NPROC": 1, "NOFILE": 32, "FSIZE": 0},
-    "checker": {"AS": 256 << 20, "NPROC": 1, "NOFILE": 32, "FSIZE": 0},
-    # Go reserves far more addresses than it uses, so only what it can write to is counted.
-    "binary": {"DATA": 512 << 20, "NPROC": 64, "NOFILE": 32, "FSIZE": 0},
-    "compiler": {"DATA": 400 << 20, "NPROC": 256, "NOFILE": 256, "FSIZE": 64 << 20},
-    "library": {"DATA": 2 << 30, "NPROC": 256, "NOFILE": 256, "FSIZE": 1 << 30},
-}
-
-
-def limit(role, seconds):
-    """Set this process's limits, for good and for whatever it starts."""
-    limits = {"CPU": int(seconds) + 1, "CORE": 0, **LIMITS[role]}
-    for name, most in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
 
 
 def literal(value):
@@ -106,14 +91,16 @@ def checker(task):
         return 3
 
 
-def limited(role, seconds, given, *command):
-    """Run the command, or else the role with the literal in the open file `given`, within the
-    role's limits."""
-    limit(role, float(seconds))
+def limited(role, given, *command):
+    """Run the command, or else the role. given: the number of an open file with a literal: the
+    limits of what `resource` can limit, for this process and whatever it starts, and a value for
+    the role."""
+    with open(int(given), encoding="utf-8") as file:
+        limits, value = ast.literal_eval(file.read())
+    for name, most in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
     if command:
         os.execvp(command[0], command)
-    with open(int(given), encoding="utf-8") as file:
-        value = ast.literal_eval(file.read())
     try:
         code = {"candidate": candidate, "checker": checker}[role](value)
     except BaseException:

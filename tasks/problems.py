@@ -93,7 +93,7 @@ def read_problems(name: str, files: list[Path], language: str) -> list[Problem]:
             if not line.strip():
                 continue
             try:
-                row = parse_json(line, "it", Row)
+                row = parse_json(line.decode("utf-8-sig"), "it", Row)
                 if name == "mine" or ("declaration" in row) == (language == "go"):
                     problem = read_problem(row, language)
                     if problem.id in problems:

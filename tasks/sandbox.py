@@ -24,8 +24,8 @@ What holds in the sandbox (`sandboxed`):
 - It sees the interpreter and the system's libraries. Nothing can be written anywhere: all file
   systems are read-only. There is no /proc.
 - Memory that no limit on a process counts (System V and memfd memory, sockets, ...) cannot be had:
-  the kernel refuses the system calls (REFUSED). What is left, LIMITS in inside.py bounds: at most
-  600 MB for the candidate and the checker together, or for a Go program, or to compile it.
+  the kernel refuses the system calls (REFUSED). What is left, LIMITS bounds: at most 600 MB for the
+  candidate and the checker together, or for a Go program, or to compile it.
 - It ends when its time is up, and when this process ends, however that happens.
 
 What does not: the kernel is shared, and no sandbox of this kind holds against a flaw in the kernel.
@@ -35,6 +35,7 @@ that say too little can be passed by a program that does too little.
 What runs inside is in inside.py.
 """
 
+import functools
 import os
 import re
 import shutil
@@ -50,6 +51,14 @@ from tasks.inside import literal
 
 NOBODY = 65534  # root is exempt from the limit on processes, so root runs the sandbox as nobody
 MOST = 100_000  # characters of a program
+LIMITS = {  # by role: bytes of memory and of a file; numbers of processes with threads, open files
+    "candidate": {"AS": 320 << 20, "FSIZE": 0, "NPROC": 1, "NOFILE": 32},
+    "checker": {"AS": 256 << 20, "FSIZE": 0, "NPROC": 1, "NOFILE": 32},
+    # These two are written in Go, and get as much more as Go reserves without using it.
+    "binary": {"AS": 448 << 20, "FSIZE": 0, "NPROC": 64, "NOFILE": 32},
+    "compiler": {"AS": 448 << 20, "FSIZE": 64 << 20, "NPROC": 256, "NOFILE": 256},
+    "library": {"DATA": 2 << 30, "FSIZE": 1 << 30, "NPROC": 256, "NOFILE": 256},
+}
 COMPILER_SECONDS, LIBRARY_SECONDS = 28, 600
 # System calls that nothing here needs: for memory that outlives its mapping or is the kernel's, and
 # prctl, by which a process could choose to outlive its parent. Their numbers on x86_64, aarch64.
@@ -86,9 +95,12 @@ NOTHING = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
 halt = threading.Event()  # once set, all that runs in a sandbox is ended, and whatever would start
 
 
-def sandboxed(role, command, seconds, binds=(), given="None", **popen) -> subprocess.Popen:
+def sandboxed(role, command, seconds, binds=(), given=None, **popen) -> subprocess.Popen:
     """Start a role, or its command, in a sandbox, in a process group of its own. binds: arguments
-    of bwrap for what else it may see. given: a literal for the role. popen: what Popen takes."""
+    of bwrap for what else it may see. given: plain data for the role. popen: what Popen takes."""
+    limits = {"CPU": int(seconds) + 1, "CORE": 0, **LIMITS[role]}
+    if role in ("binary", "compiler"):
+        limits["AS"] += go_reserves()
     python = interpreter()
     wanted = ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", str(python.parent.parent)]
     seen = [part for path in dict.fromkeys(wanted) for part in ("--ro-bind-try", path, path)]
@@ -96,11 +108,10 @@ def sandboxed(role, command, seconds, binds=(), given="None", **popen) -> subpro
     harness = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
     nobody = dict(user=NOBODY, group=NOBODY, extra_groups=[]) if os.geteuid() == 0 else {}
     with tempfile.TemporaryFile() as rules, tempfile.TemporaryFile() as text:
-        for file, content in ((rules, refusals()), (text, given.encode())):
+        for file, content in ((rules, refusals()), (text, literal([limits, given]).encode())):
             file.write(content)
             file.seek(0)
-        inside = [str(python), "-I", "-S", "-c", harness, role, str(seconds)]
-        inside += [str(text.fileno()), *command]
+        inside = [str(python), "-I", "-S", "-c", harness, role, str(text.fileno()), *command]
         places += ["--seccomp", str(rules.fileno()), "--chdir", "/"]
         ended, alive = os.pipe()  # at its end once no process of the sandbox is left
         process = subprocess.Popen(
@@ -134,6 +145,19 @@ def refusals() -> bytes:
     for numbers in REFUSED.values():
         program += [(equal, 0, 1, numbers[column]), (end, 0, 0, refuse)]
     return b"".join(struct.pack("HBBI", *step) for step in [*program, (end, 0, 0, allow)])
+
+
+@functools.cache
+def go_reserves() -> int:
+    """How many bytes of addresses a Go program reserves at its start: the least with which the
+    compiler's command starts. That is 0.7 GB for Go 1.19."""
+    size = 256 << 20
+    while size < 8 << 30:
+        size += 32 << 20
+        command = ["sh", "-c", f"ulimit -v {size >> 10}; exec go version"]
+        if not subprocess.run(command, **NOTHING, stderr=subprocess.DEVNULL).returncode:
+            break
+    return size
 
 
 def interpreter() -> Path:
@@ -212,7 +236,7 @@ def run_python(
             ("candidate", program, calls[0], answers[1]),
         ):
             streams = dict(stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL)
-            processes.append(sandboxed(role, [], seconds, given=literal(given), **streams))
+            processes.append(sandboxed(role, [], seconds, given=given, **streams))
         for end in calls + answers:
             os.close(end)
         code = finish(processes[0], seconds + 1)
@@ -229,13 +253,12 @@ def run_go(
 
     program: declarations without package and imports. test_setup: package, imports and whatever
     else the tests need, which call what the program exports. folder: for the compiler's cache, the
-    same at every call; the first one fills it (see `warm_up`)."""
+    same at every call; the first one with a setup fills it (see `warm_up`)."""
     if len(program) > MOST:
         return False, "too long"
     if re.search(r"//go:|//line|/\*line", program):
         return False, "has directives for the compiler"
-    if not (Path(folder) / "cache").exists():
-        warm_up(folder, test_setup)
+    warm_up(folder, test_setup)
     # An unused import is an error. HumanEval-X lists those of the program and the tests together.
     known = "|".join(GO_PACKAGES)
     test = re.sub(rf'(?m)^\s*(?:import\s+)?"(?:{known})"\s*$', "", test_setup) + "\n" + test
@@ -265,14 +288,20 @@ def go_imports(source: str) -> str:
 
 def warm_up(folder: str, test_setup: str):
     """Compile Go's library into the folder's cache, as far as programs and tests with this setup
-    can use it. Takes a minute where a program takes a second. ValueError if that fails."""
-    setup = re.findall(r'(?m)^\s*(?:import\s+)?"([\w./-]+)"\s*$', test_setup)
-    imports = "".join(f'import _ "{package}"\n' for package in {*GO_PACKAGES, *setup})
+    can use it, if that was not done yet. It may take a minute. ValueError if it fails."""
+    done = Path(folder) / "packages"
+    packages = set(re.findall(r'(?m)^\s*(?:import\s+)?"([\w./-]+)"\s*$', test_setup))
+    packages |= {*GO_PACKAGES, "testing"}
+    if done.is_file() and packages <= set(done.read_text().split()):
+        return
+    imports = "".join(f'import _ "{package}"\n' for package in sorted(packages))
     test = f'package main\n{imports}import "testing"\nfunc TestNothing(*testing.T) {{}}\n'
     with tempfile.TemporaryDirectory(dir=folder) as work:
         sources = {"program_test.go": test}
         if trouble := compile_go(sources, work, folder, "library", LIBRARY_SECONDS):
             raise ValueError(f"Go's library does not compile: {trouble}")
+    with done.open("a") as file:
+        print(*packages, file=file)
 
 
 def compile_go(sources: dict, work: str, folder: str, role: str, seconds: float) -> str:

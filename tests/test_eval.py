@@ -1,6 +1,7 @@
 """eval.py and tasks/: numbers against independent references, and generated programs that can
 neither harm nor cheat."""
 
+import gzip
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import string
 import sys
 import tempfile
 import threading
+import time
 import tokenize
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -204,6 +206,53 @@ def test_metrics_are_the_reference_libraries_on_1000_pairs(real_files):
     precision = math.exp(sum(math.log(matches[n] / counts[n]) for n in range(1, 5)) / 4)
     expected = 100 * min(1, math.exp(1 - sizes[1] / sizes[0])) * precision
     assert 2 < expected < 90 and bleu(*words) == pytest.approx(expected, rel=1e-9)
+
+
+GOOD_ROW = {
+    "task_id": "a/1",
+    "prompt": "def f(x):\n",
+    "canonical_solution": "    return x + 1\n",
+    "test": "assert f(1) == 2",
+    "entry_point": "f",
+}
+
+
+def spoilt_files():
+    """(name, what is in it, what the message must say) of files that are no problems."""
+    good = json.dumps(GOOD_ROW).encode()
+    for key in GOOD_ROW:
+        for value in (None, 5, "", [], {}, True, "\ud800", ["a"] * 9):
+            row = json.dumps(GOOD_ROW | {"task_id": "b", key: value}).encode()
+            yield f"{key}.jsonl", good + b"\n" + row, "line 2"
+        row = {k: v for k, v in GOOD_ROW.items() if k != key}
+        yield f"without {key}.jsonl", json.dumps(row).encode(), "line 1"
+    for value in (b"null", b"5", b"[]", b"\xff", b"{", b"[" * 100_000, b"NaN", b"1" * 5000):
+        yield "values.jsonl", good + b"\n\n" + value, "line 3"
+    yield "twice.jsonl", good + b"\n" + good, "line 2"
+    yield "empty.jsonl", b"", "holds no problem"
+    yield "other.jsonl", json.dumps(GOOD_ROW | {"declaration": ""}).encode(), "holds no problem"
+    yield "16 bit.jsonl", good.decode().encode("utf-16"), "line 1"
+    packed = gzip.compress(good)
+    for cut in range(2, len(packed), 7):
+        yield "cut.jsonl.gz", packed[:cut], "damaged"
+    for at in range(10, len(packed), 3):
+        flipped = bytearray(packed)
+        flipped[at] ^= 255
+        yield "flipped.jsonl.gz", bytes(flipped), "flipped.jsonl.gz"
+
+
+def test_files_that_hold_no_problems_are_named_with_their_line(tmp_path):
+    good = tmp_path / "good.jsonl"
+    good.write_text(json.dumps(GOOD_ROW) + "\n\n")
+    assert len(problems.read_problems("humaneval", [good], "python")) == 1
+    for name, content, expected in spoilt_files():
+        file = tmp_path / name
+        file.write_bytes(content)
+        with pytest.raises(ValueError) as error:
+            problems.read_problems("humaneval", [file], "python")
+        assert str(file) in str(error.value) and expected in str(error.value), (name, content[-80:])
+    with pytest.raises(ValueError, match="is not a file"):
+        problems.read_problems("humaneval", [tmp_path], "python")
 
 
 def test_pass_at_k_is_the_chance_to_draw_a_correct_program():
@@ -531,8 +580,13 @@ class Watch(threading.Thread):
             self.peak = max(self.peak, total)
 
     def left(self):
-        """Those that still run."""
-        return [pid for pid, start in self.seen if start and started(pid) == start]
+        """Those that still run; one that has ended may need a moment to be gone."""
+        for _ in range(20):
+            left = [pid for pid, start in self.seen if start and started(pid) == start]
+            if not left:
+                break
+            time.sleep(0.1)
+        return left
 
 
 def kernel_bytes():
@@ -597,6 +651,58 @@ def read(path):
         return path.read_bytes()
     except OSError:  # it has ended
         return b""
+
+
+# The program, and tests that a plain harness would call passed.
+FOOLS = {
+    "a loop cut short by zip": (
+        "def square(x): raise StopIteration",
+        "for a, b in zip(map(square, [3, -2]), [9, 4]):\n    assert a == b\nsquare",
+    ),
+    "all of nothing": (
+        "def square(x):\n    if x < 0: raise StopIteration\n    return x * x",
+        "assert all(a == b for a, b in zip(map(square, [3, -2]), [9, 4]))",
+    ),
+    "StopIteration by another name": (
+        "class StopIteration(StopIteration): pass\ndef square(x): raise StopIteration",
+        "assert list(zip(map(square, [3, -2]), [9, 4])) == []",
+    ),
+    "an answer that is no literal, for an exception": (
+        "def square(x): return object() if x < 0 else 9",
+        "assert square(3) == 9\ntry:\n    square(-1)\n    assert 0\nexcept TypeError:\n    pass",
+    ),
+    "no function, for an exception": (
+        "def square(x):\n    global square\n    del square\n    return 9",
+        "assert square(3) == 9\ntry:\n    square(-1)\n    assert 0\nexcept KeyError:\n    pass",
+    ),
+    "a broken answer, for an exception": (
+        "import os\ndef square(x):\n"
+        "    if x < 0: [os.write(fd, b'(\\n') for fd in range(3, 5) if fd != 3]\n    return 9",
+        "assert square(3) == 9\ntry:\n    square(-1)\n    assert 0\nexcept Exception:\n    pass",
+    ),
+    "death, for an exception": (
+        "import os\ndef square(x):\n    if x < 0: os._exit(0)\n    return 9",
+        "assert square(3) == 9\ntry:\n    square(-1)\n    assert 0\nexcept Exception:\n    pass",
+    ),
+}
+TEXTS = {
+    "NUL": "def square(x): return x * x\n\0",
+    "lone surrogate": "def square(x): return x * x  # \ud800",
+    "wide characters": "def square(x): return x  # " + "\U0001f600" * 99_000,
+    "too long": "def square(x): return x * x" + " " * 200_000,
+    "nothing": "",
+    "many statements": "x = 1\n" * 16_000,
+    "many operators": "x = " + "1+" * 49_000 + "1",
+    "many brackets": "x = " + "[" * 99_000,
+}
+
+
+@runs_programs
+@pytest.mark.parametrize("name", FOOLS | TEXTS)
+def test_no_program_passes_by_what_a_plain_harness_overlooks(name):
+    program, test = FOOLS[name] if name in FOOLS else (TEXTS[name], SQUARE)
+    passed, why = sandbox.run_python(program, "square", "", test)
+    assert not passed and why in ("failed", "too long")
 
 
 @runs_programs
@@ -698,6 +804,13 @@ def test_go_programs_pass_on_merit_alone():
             how = unique.test, unique.test_setup, folder
             verdict = sandbox.run_go(program, *how, seconds=1)
             assert not verdict[0] and verdict[1], cheat
+        even = mine["go/IsEven"]
+        how = even.test, even.test_setup, folder
+        for lie in ("const true = false", "var false, true = true, false"):
+            program = f"func IsEven(n int) bool {{ return false }}\n{lie}\n"
+            assert not sandbox.run_go(program, *how)[0]
+        imported = f'import "os"\n{even.prompt}{even.solution}var _ = os.Exit\n'
+        assert "syntax error" in sandbox.run_go(imported, *how)[1]
 
 
 def test_without_bubblewrap_nothing_runs(monkeypatch):

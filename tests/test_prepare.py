@@ -194,7 +194,7 @@ def test_training_reads_the_largest_id_from_meta_and_the_bins_only_without_it(
     assert read == []
 
     # A file that was changed since is read.
-    with open(folder / "val.bin", "ab") as file:
+    with open(folder / "val.bin", "r+b") as file:
         file.write(np.array([599], "<u2").tobytes())
     data.Dataset(str(folder), block_size=64)
     assert read == ["val.bin"]
@@ -464,11 +464,8 @@ def test_a_new_set_moves_the_old_one_aside_and_the_same_one_stays(tmp_path):
     assert "unchanged" in run("prepare/python.py", *arguments).stdout
     assert os.listdir(tmp_path / "drive") == ["set"]
     assert (tmp_path / "drive/set").stat().st_ino == inode
-    for number in (1, 2):
-        old = digest(tmp_path / "drive/set")
-        done = run("prepare/python.py", *arguments, f"--seed={number}")
-        assert f"{tmp_path}/drive/set.{number}\n" in done.stdout
-        assert digest(tmp_path / f"drive/set.{number}") == old
+    done = run("prepare/python.py", *arguments, "--seed=2")
+    assert f"{tmp_path}/drive/set.1\n" in done.stdout
     assert (tmp_path / "set").is_symlink() and digest(tmp_path / "drive/set.1") == first
 
 

@@ -2,13 +2,28 @@
 its memory, time and processes are measured from outside."""
 
 import os
+import random
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from test_eval import GO_CHEATS, HOSTILE, SQUARE, Watch, runs_go, runs_programs, split
+from conftest import ROOT
+from test_eval import (
+    FOOLS,
+    GO_CHEATS,
+    HOSTILE,
+    SQUARE,
+    TEXTS,
+    Watch,
+    runs_go,
+    runs_programs,
+    split,
+)
 
 from tasks import sandbox
 
@@ -549,49 +564,6 @@ while True: pass
 def square(x: int) -> int: return x x
 """
 
-# The program, and tests that a plain harness would call passed.
-FOOLS = {
-    "a loop cut short by zip": (
-        "def square(x): raise StopIteration",
-        "for a, b in zip(map(square, [3, -2]), [9, 4]):\n    assert a == b\nsquare",
-    ),
-    "all of nothing": (
-        "def square(x):\n    if x < 0: raise StopIteration\n    return x * x",
-        "assert all(a == b for a, b in zip(map(square, [3, -2]), [9, 4]))",
-    ),
-    "StopIteration by another name": (
-        "class StopIteration(StopIteration): pass\ndef square(x): raise StopIteration",
-        "assert list(zip(map(square, [3, -2]), [9, 4])) == []",
-    ),
-    "an answer that is no literal, for an exception": (
-        "def square(x): return object() if x < 0 else 9",
-        "assert square(3) == 9\ntry:\n    square(-1)\n    assert 0\nexcept TypeError:\n    pass",
-    ),
-    "no function, for an exception": (
-        "def square(x):\n    global square\n    del square\n    return 9",
-        "assert square(3) == 9\ntry:\n    square(-1)\n    assert 0\nexcept KeyError:\n    pass",
-    ),
-    "a broken answer, for an exception": (
-        "import os\ndef square(x):\n"
-        "    if x < 0: [os.write(fd, b'(\\n') for fd in range(3, 5) if fd != 3]\n    return 9",
-        "assert square(3) == 9\ntry:\n    square(-1)\n    assert 0\nexcept Exception:\n    pass",
-    ),
-    "death, for an exception": (
-        "import os\ndef square(x):\n    if x < 0: os._exit(0)\n    return 9",
-        "assert square(3) == 9\ntry:\n    square(-1)\n    assert 0\nexcept Exception:\n    pass",
-    ),
-}
-TEXTS = {
-    "NUL": "def square(x): return x * x\n\0",
-    "lone surrogate": "def square(x): return x * x  # \ud800",
-    "wide characters": "def square(x): return x  # " + "\U0001f600" * 99_000,
-    "too long": "def square(x): return x * x" + " " * 200_000,
-    "nothing": "",
-    "many statements": "x = 1\n" * 16_000,
-    "many operators": "x = " + "1+" * 49_000 + "1",
-    "many brackets": "x = " + "[" * 99_000,
-}
-
 GO_TEST = """func TestEven(t *testing.T) {
 	if Even(3) != false { t.Fatal() }
 	if Even(4) != true { t.Fatal() }
@@ -862,3 +834,34 @@ def folder():
 def test_go(name, folder):
     program = (ALL_GO | GO_TEXTS)[name]
     judge(name, lambda: sandbox.run_go(program, GO_TEST, GO_SETUP, folder))
+
+
+@runs_programs
+@pytest.mark.parametrize("language", ["python", pytest.param("go", marks=runs_go)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_evaluation_leaves_nothing(number, language):
+    """With programs that never end, at a random moment."""
+    endless = {"python": "    while True: pass\n", "go": "\tfor {\n\t}\n}\n"}[language]
+    script = f"""
+import tasks
+from parts import configurator
+from tasks import problems
+
+mine = problems.Mine(None, None, None, "", tasks.Options(language={language!r})).problems
+print("ready", flush=True)
+configurator.run(lambda: problems.run_all(mine, [{endless!r}] * len(mine), "mine"))
+"""
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            command = [sys.executable, "-c", script]
+            how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            environment = os.environ | {"TMPDIR": folder, "PYTHONPATH": str(ROOT)}
+            with Watch() as watch:
+                process = subprocess.Popen(command, env=environment, **how)
+                process.stdout.readline()
+                time.sleep(random.uniform(0.5, 6))
+                process.send_signal(number)
+                said = process.communicate(timeout=30)[1]
+            assert process.returncode == 130 and said == "interrupted\n"
+            assert len(watch.seen) > 1 and not watch.left() and not os.listdir(folder)
