@@ -12,7 +12,7 @@ other, so that each has its memory alone. Figures are medians, with the slowest 
 in brackets; ratios are medians of the ratios within a round.
 """
 
-from parts.start import run, spawn
+from parts.start import run_script, spawn
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ import train
 from model import NeoX
 from parts import configurator, memory
 from parts import device as devices
-from parts.files import write_whole
+from parts.files import unused, write_whole
 from parts.tokenizer import MAX_VOCAB
 from tools import peers
 
@@ -239,6 +239,7 @@ def profile(cfg, device, dtype):
         for _ in range(3):
             step()
     path = configurator.ROOT / cfg.out_dir / "trace.json"
+    path = unused(path.with_suffix(""), ".json") if path.exists() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda temporary: trace.export_chrome_trace(str(temporary)))
     order = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
@@ -272,4 +273,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

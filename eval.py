@@ -20,7 +20,7 @@ Prints a table and writes eval.json into the run's folder. Results of other task
 are for the same weights and data.
 """
 
-from parts.start import run
+from parts.start import run_script
 
 import os
 import sys
@@ -34,7 +34,7 @@ from parts import configurator, plots, runs, tracking
 from parts import device as devices
 from parts import tokenizer as tokenization
 from parts.data import Dataset
-from parts.files import load_json, write_json
+from parts.files import load_json, unused, write_json
 from parts.tracking import finite_numbers
 from tasks.code import detect_language, documents
 
@@ -49,10 +49,14 @@ class About(Trained):
     settings: NotRequired[Trained]
 
 
+class Arguments(Trained):
+    ckpt: NotRequired[str]
+
+
 class Report(TypedDict):
     """eval.json: numbers by name, and what they are about."""
 
-    arguments: NotRequired[Trained]
+    arguments: NotRequired[Arguments]
 
 
 class Settings(tasks.Options):
@@ -122,6 +126,9 @@ def save(report: dict, cfg, folder: Path):
     same = subject(before.get("arguments", {})) == subject(vars(cfg))
     if same and file.stat().st_mtime > newest:
         report = before | report
+    elif before:  # about other weights or data
+        aside = file.rename(unused(folder / "eval", ".json"))
+        print(f"the evaluation that was in {file} is now {aside}")
     write_json(file, report | {"arguments": vars(cfg)})
 
 
@@ -186,9 +193,8 @@ def main():
             "pass@k was not measured: it runs what the model writes, and needs "
             "--allow_code_execution"
         )
-    if not os.path.exists(
-        configurator.locate(cfg.ckpt or folder)
-    ):  # a hub's cache is not to be written
+    here = os.path.exists(configurator.locate(cfg.ckpt or folder))
+    if not here:  # a hub's cache is not to be written
         folder = configurator.ROOT / "out" / cfg.ckpt.replace("/", "-")
     with configurator.mistakes():
         save(report, cfg, folder)
@@ -196,4 +202,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -7,8 +7,9 @@ One sample is streamed as it is made. Several are made together and printed one 
 each after the prompt.
 """
 
-from parts.start import run
+from parts.start import run_script
 
+import os
 import sys
 
 from tqdm import tqdm
@@ -51,13 +52,14 @@ def prompt_text(cfg) -> str:
     text = cfg.prompt
     if cfg.prompt_file:
         file = configurator.locate(cfg.prompt_file)
-        if not file.is_file():  # a pipe would be waited for
-            raise ValueError(f"there is no file {cfg.prompt_file}")
+        if os.path.exists(file) and not file.is_file():  # a pipe may be waited for in vain
+            raise ValueError(f"{cfg.prompt_file} is no ordinary file; --prompt=- reads a pipe")
         with open(file, encoding="utf-8") as opened:
             text = opened.read(LONGEST_PROMPT + 1)
     elif cfg.prompt == "-":
         if sys.stdin is None:
             raise ValueError("--prompt=- reads standard input, which is closed")
+        sys.stdin.reconfigure(errors="strict")  # bytes that are no text would reach the terminal
         text = sys.stdin.read(LONGEST_PROMPT + 1)
     if len(text) > LONGEST_PROMPT:
         raise ValueError(
@@ -113,4 +115,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

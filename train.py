@@ -8,7 +8,7 @@ Reads data/<dataset> (made by a script in prepare/) and writes out_dir: checkpoi
 loss.png, and at the end the model as Hugging Face's transformers loads it.
 """
 
-from parts.start import StopSignal, run
+from parts.start import StopSignal, run_script
 
 import math
 import os
@@ -283,6 +283,7 @@ def main():
             break
 
         # One step.
+        stop.begin()
         clock.go_on()
         optim.use_averaged_weights(optimizers, False)
         lr = optim.learning_rate(cfg, step, progress)
@@ -295,7 +296,8 @@ def main():
     stop.end()
     run.export(distributed.single(model), cfg.dataset)
     distributed.leave()
-    run.finish("stopped" if stopping else "finished", step, cfg.tracker_wait)
+    wait = stop.seconds_left(cfg.tracker_wait) if stopping else cfg.tracker_wait
+    run.finish("stopped" if stopping else "finished", step, wait)
     if stopping:
         print(f"stopped at step {step}; go on with --init_from=resume")
         raise SystemExit(128 + int(stopping))
@@ -303,4 +305,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -214,8 +214,8 @@ def parse(text: str, default):
 
 def convert(key: str, value, default):
     """The value in the default's type; a whole number may be written as 1e4. Ends the script if
-    the type is wrong, a number is negative, not finite or too large, or a text is none or
-    too long."""
+    the type is wrong, a number is negative, not finite or too large, or a text is too long or has
+    control characters."""
     wanted, given = type(default), shown(value)
     if type(value) in (int, float) and wanted in (int, float):
         most = MAX_FLOAT if wanted is float else MAX_SEED if key == "seed" else MAX_INT

@@ -1,9 +1,9 @@
 """How a script starts and ends: what Ctrl-C, SIGTERM and a closed terminal (SIGHUP) do.
 
-    from parts.start import run  # first, before whatever takes long to import
+    from parts.start import run_script  # first, before whatever takes long to import
 
     if __name__ == "__main__":
-        run(main)
+        run_script(main)
 
 A signal ends a script at any moment with one line, exit code 130 and no traceback:
 
@@ -30,11 +30,13 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
     SIGNALS.append(signal.SIGHUP)
 PATIENCE = 1.5  # seconds in which a script must have tidied up
+STOP = 2.0  # seconds after the signal in which a training that stops must have done all
 SAME = 1.0  # seconds in which signals count as one: torchrun, systemd and shells repeat theirs
 
 came = 0  # the signal that is ending this script
 held = 0  # how many blocks of `hold_signals` are being run
 children = []  # the processes that `spawn` has started
+stopping = False  # whether a training has been told to stop
 tidying = []  # functions to call where `with` and `finally` will not be reached
 told = False  # whether the line of an interruption was printed
 
@@ -53,7 +55,7 @@ def speaks() -> bool:
 # --- the way out ----------------------------------------------------------------------------------
 
 
-def run(main: Callable[[], None]):
+def run_script(main: Callable[[], None]):
     """Run a script's main. A signal or a closed pipe ends the script with exit code 130 and no
     traceback; a bug still gets its traceback.
 
@@ -72,13 +74,18 @@ def run(main: Callable[[], None]):
             handle(leave)
     except BaseException as error:
         told = True
-        if not came and not isinstance(error, (KeyboardInterrupt, BrokenPipeError)):
+        message = " ".join(str(error).split()) if isinstance(error, KeyboardInterrupt) else ""
+        if stopping and isinstance(error, Exception):  # such as a compiler that got Ctrl-C too
+            message = f"interrupted, and not saved: {type(error).__name__}: {str(error)[:200]!r}"
+        elif not came and is_out_of_memory(error):
+            say(f"error: memory ran out; lower the batch or the model: {str(error)[:200]!r}")
+            sys.exit(2)
+        elif not came and not isinstance(error, (KeyboardInterrupt, BrokenPipeError)):
             raise
         handle(signal.SIG_IGN)  # Python restores other handlers when it ends, but not this one
         if not isinstance(error, BrokenPipeError):  # its reader, such as `head`, has seen enough
             end_children()
             with contextlib.suppress(OSError):
-                message = str(error) if isinstance(error, KeyboardInterrupt) else ""
                 say(message or "interrupted")
         for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
             try:
@@ -86,6 +93,12 @@ def run(main: Callable[[], None]):
             except (OSError, ValueError):  # Python would try again at exit, and complain
                 drop_output(number)
         sys.exit(130)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's error, and torch's for a GPU and for a CPU."""
+    torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return torchs or isinstance(error, MemoryError)
 
 
 def leave(number: int = 0, frame=None):
@@ -213,15 +226,23 @@ class StopSignal:
 
     def __init__(self, announce: bool = True):
         self.number, self.announce, self.first = 0, announce, None
-        self.before = [(number, signal.signal(number, self.receive)) for number in SIGNALS]
+        self.at = 0.0  # when it came
+        self.before = []  # what signals did until `begin`
+
+    def begin(self):
+        """From now on there is something to save. Until then a signal ends the script at once."""
+        if not self.before:
+            self.before = [(number, signal.signal(number, self.receive)) for number in SIGNALS]
 
     def receive(self, number: int, frame):
+        global stopping
+        stopping = True
         let_go_of_terminal(number)
         if self.announce and not self.number:
             line = "\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once\n"
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
-        self.number = self.number or number
+        self.at, self.number = self.at or time.monotonic(), self.number or number
 
     def count(self, number: int):
         """Told of each signal by the thread of `watch`, since the main thread may hang."""
@@ -229,6 +250,11 @@ class StopSignal:
         self.first = self.first or (number, now)
         if signal.SIGINT in (number, self.first[0]) and now > self.first[1] + SAME:
             leave()
+
+    def seconds_left(self, most: float) -> float:
+        """How long something that may be late, such as a tracker, may still take."""
+        gone = time.monotonic() - self.at if self.number else 0.0
+        return max(min(STOP - gone, most), 0.2)
 
     def end(self):
         """The loop is left: unless it was stopped, a signal does again what it did before."""

@@ -36,11 +36,10 @@ def start(name: str, out: Path) -> tuple[str, subprocess.Popen]:
 
 def finish(trackers: list[tuple[str, subprocess.Popen]], out: Path, how: str, seconds: float):
     """Tell what `start` returned how the training ended ("finished" or "stopped"), and wait up to
-    `seconds`, for all of them together, while they send the rest. If it was stopped, they have one
-    second to send the figures alone, since a machine that is taken away waits for nobody."""
-    late = 5  # more seconds, in which those that are not done clean up and leave by themselves
-    if how == "stopped":
-        seconds, late = min(seconds, 1), 1
+    `seconds`, for all of them together, while they send the rest. If it was stopped,
+    they send the figures alone, since a machine that is taken away waits for nobody."""
+    # More seconds, in which those that are not done clean up and leave by themselves.
+    late = 0.5 if how == "stopped" else 5
     for _, process in trackers:
         with contextlib.suppress(OSError):  # it may have died
             process.stdin.write(f"{how} {seconds}\n")
@@ -54,7 +53,7 @@ def finish(trackers: list[tuple[str, subprocess.Popen]], out: Path, how: str, se
         if read_json(Path(out) / f"{name}.json").get("trouble"):
             continue  # the process itself has told it
         if failed:
-            complain(name, out, f"not done {seconds:g} s after the training")
+            complain(name, out, f"not done {seconds:.1f} s after the training")
         elif how == "stopped":
             complain(name, out, "got the figures of the stopped training, not its files")
 
@@ -153,14 +152,15 @@ class MLflow:
             for path in export:
                 shutil.copy(path, folder)
             text = (configurator.ROOT / "requirements.txt").read_text(encoding="utf-8")
-            needed = ("torch", "numpy", "tiktoken", "tokenizers", "safetensors")
-            lines = [line for line in text.splitlines() if line.startswith(needed)]
+            needed = "torch numpy tiktoken tokenizers safetensors psutil pydantic tqdm".split()
+            lines = [line for line in text.splitlines() if line.startswith(tuple(needed))]
+            code = ("model.py", "optim.py", "parts")
             self.mlflow.pyfunc.log_model(
                 name="model",
                 step=step,
                 loader_module="parts.tracking",
                 data_path=str(folder),
-                code_paths=[str(configurator.ROOT / name) for name in ("model.py", "parts")],
+                code_paths=[str(configurator.ROOT / name) for name in code],
                 pip_requirements=[line.split("#")[0].strip() for line in lines],
             )
 

@@ -61,12 +61,12 @@ def test_a_signal_ends_a_script_with_one_line(where, number, tmp_path):
     script.write_text(f"""\
 import hashlib, os, signal, sys, tempfile, time
 sys.path.insert(0, {str(ROOT)!r})
-from parts.start import child, run
+from parts.start import child, run_script
 def main():
         folder = {str(folder)!r}
         print("ready", flush=True)
         {AWKWARD[where].strip()}
-run(main)
+run_script(main)
 """)
     process = start(script)
     assert process.stdout.readline() == "ready\n"
@@ -95,15 +95,16 @@ def test_a_closed_terminal_stops_a_script_that_prints(tmp_path):
     code = f"""\
 import pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from parts.start import StopSignal, run
+from parts.start import StopSignal, run_script
 def main():
     stop = StopSignal()
+    stop.begin()
     print("ready", flush=True)
     while not stop.number:
         time.sleep(0.01)
     print("saving", flush=True)
     pathlib.Path({str(done)!r}).write_text(str(stop.number))
-run(main)
+run_script(main)
 """
     (tmp_path / "script.py").write_text(code)
     ours, theirs = os.openpty()

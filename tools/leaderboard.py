@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts.start import child, run
+from parts.start import child, run_script
 
 import os
 import statistics
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import train
 from parts import configurator, plots
+from parts.files import unused
 from parts.runs import read_metrics
 from parts.tracking import finite_numbers
 
@@ -168,8 +169,12 @@ def main():
     print_table(runs)
     what = f"{cfg.seconds:g} s each" if cfg.seconds else f"{cfg.max_iters} steps each"
     title = f"{Path(cfg.dataset).name}, {what}, {cfg.seeds} seeds"
+    if picture.exists():
+        print(
+            f"the picture before is now {picture.rename(unused(picture.with_suffix(''), '.png'))}"
+        )
     draw(runs, picture, title)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -11,7 +11,7 @@ import types
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts.start import run
+from parts.start import run_script
 
 import bisect
 import dataclasses
@@ -191,4 +191,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from parts.start import child, run
+from parts.start import child, run_script
 
 import statistics
 import tempfile
@@ -129,4 +129,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

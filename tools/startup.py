@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts.start import child, run
+from parts.start import child, run_script
 
 import os
 import tempfile
@@ -52,4 +52,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

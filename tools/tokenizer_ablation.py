@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts.start import run
+from parts.start import run_script
 
 import sysconfig
 import zlib
@@ -41,12 +41,14 @@ class Settings:
 
 def read(cfg) -> tuple[list[str], list[str]]:
     """The texts to train on, and the held-out ones. Ends the script where one of them is empty."""
-    root, training, held_out, size = Path(cfg.path), [], [], 0
+    root, training, held_out, size = configurator.locate(cfg.path), [], [], 0
 
     def shuffled(file):
         return zlib.crc32(str(file.relative_to(root)).encode())
 
-    for file in sorted(root.rglob(f"*{cfg.suffix}"), key=shuffled):
+    with configurator.mistakes():
+        files = [file for file in root.rglob("*") if file.name.endswith(cfg.suffix)]
+    for file in sorted(files, key=shuffled):
         if size < cfg.megabytes * 1e6 and file.is_file() and file.stat().st_size < 200_000:
             text = file.read_bytes().decode("utf-8", "ignore")
             size += len(text.encode())
@@ -79,4 +81,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

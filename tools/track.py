@@ -12,19 +12,18 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from parts.start import run, say
+from parts.start import run_script, say
 
 import contextlib
-import json
 import os
 import tempfile
 import threading
 import time
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from parts import configurator
-from parts.files import load_json, read_json, write_json
+from parts.files import load_json, parse_json, read_json, write_json
 from parts.tracking import TRACKERS, complain, finite_numbers
 
 FILES = ("run.json", "metrics.jsonl", "eval.json", "loss.png", "scores.png", "ckpt.pt")
@@ -43,6 +42,14 @@ class About(TypedDict):
     git: dict
     versions: dict
     data: dict[str, dict]
+
+
+class Line(TypedDict):
+    """A line of metrics.jsonl."""
+
+    step: int
+    elapsed: NotRequired[float]
+    sample: NotRequired[str]
 
 
 class State(TypedDict, total=False):
@@ -176,9 +183,13 @@ def new_records(file: Path, sent: dict[str, int]) -> list[dict]:
     that of the line before, so that it can be drawn over time too."""
     records, elapsed = [], 0.0
     # What follows the last newline is empty, or half a line that is being written.
-    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
-        record = json.loads(line)
-        kind, elapsed = list(record)[1], record.setdefault("elapsed", elapsed)
+    for line in file.read_bytes().split(b"\n")[:-1]:
+        try:
+            record = parse_json(line, file, Line)
+        except ValueError:  # damaged
+            continue
+        kind = next((key for key in record if key != "step"), "")
+        elapsed = record.setdefault("elapsed", elapsed)
         if record["step"] > sent.get(kind, -1):
             sent[kind] = record["step"]
             records.append(record)
@@ -196,9 +207,11 @@ def main():
     cfg = configurator.load(Settings, sys.argv[1 + following :])
     configurator.require(cfg, to=list(TRACKERS))
     out = configurator.locate(cfg.run).resolve()
-    if not cfg.run or not os.path.isfile(out / "run.json"):
+    there = all(os.path.isfile(out / name) for name in ("run.json", "metrics.jsonl"))
+    if not cfg.run or not there:
         configurator.die(
-            f"--run={cfg.run} is not a run's folder with a run.json; train.py makes one"
+            f"--run={cfg.run} is not a run's folder with a run.json and a metrics.jsonl; train.py "
+            "makes one"
         )
     with configurator.mistakes():
         about, state = load_json(out / "run.json", About), out / f"{cfg.to}.json"
@@ -220,4 +233,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
