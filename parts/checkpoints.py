@@ -4,6 +4,7 @@ from parts.start import say
 
 import hashlib
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -69,7 +70,9 @@ def load_tensors(path: Path):
     """What torch.save wrote, if it is plain values and tensors. ValueError if it is anything else,
     or damaged; torch's own message would give the advice to load it unsafely."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles that it did not write
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception:  # damaged bytes make torch's reader raise anything
@@ -116,19 +119,27 @@ def newest_checkpoint(out: Path) -> tuple[dict, Path]:
             f"there is nothing to resume: {out / 'ckpt.pt'} does not exist; "
             "leave --init_from out to start"
         )
-    for file, older in zip(files, [*files[1:], None]):
+    damage = []
+    for file in files:
         try:
-            return load_checkpoint(file), file
+            checkpoint = load_checkpoint(file)
         except (ValueError, FileNotFoundError) as error:
-            if not older:
-                raise
-            say(f"{error}; going on from {older.name}")
+            damage.append(error)
+            continue
+        for error in damage:
+            say(f"{error}; going on from {file.name}")
+        return checkpoint, file
+    others = f"; nor can the {len(damage) - 1} before it" if len(damage) > 1 else ""
+    raise ValueError(f"{damage[0]}{others}")
 
 
 def put_aside_damaged(out: Path, whole: Path):
     """Rename the checkpoints that are newer than `whole`, the newest one that can be read, to
     damaged.1.pt, ..., and make it ckpt.pt."""
-    files = checkpoints(out)
-    for file in files[: files.index(whole)]:
+    files, newest = checkpoints(out), out / "ckpt.pt"
+    passed = files[: files.index(whole)]
+    if newest != whole and newest not in passed and os.path.lexists(newest):  # not even a file
+        passed.append(newest)
+    for file in passed:
         os.replace(file, unused(out / "damaged", ".pt"))
-    os.replace(whole, out / "ckpt.pt")
+    os.replace(whole, newest)

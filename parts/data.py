@@ -2,10 +2,13 @@
 
 import hashlib
 import itertools
+import os
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from tqdm import tqdm
 from typing_extensions import NotRequired, TypedDict
 
@@ -13,11 +16,12 @@ from parts import configurator
 from parts.files import load_json
 
 SPLITS = ("train", "val")
+Count = Annotated[int, Interval(ge=1, le=2**63)]
 
 
 class Split(TypedDict):
-    tokens: int
-    bytes: int  # of text
+    tokens: Count
+    bytes: Count  # of text
     max_id: NotRequired[int]  # the largest token id; earlier versions had none, and no hash
     sha256: NotRequired[str]
 
@@ -25,7 +29,7 @@ class Split(TypedDict):
 class Meta(TypedDict):
     """meta.json, as far as training reads it; prepare/corpus.py writes it."""
 
-    vocab_size: int
+    vocab_size: Count
     train: Split
     val: Split
 
@@ -36,6 +40,7 @@ class Dataset:
 
     def __init__(self, name: str, block_size: int):
         """ValueError says what is missing or damaged, and how to make the data set."""
+        name = os.path.expanduser(name)
         self.folder, self.block_size = configurator.ROOT / "data" / name, block_size
         self.hint = f"make it with: {how_to_make(name)}"
         self.meta = self.read_meta()
@@ -47,8 +52,6 @@ class Dataset:
             raise ValueError(f"there is no data set {self.folder}; {self.hint}")
         try:
             meta = load_json(file, Meta)
-            if min(meta["vocab_size"], meta["val"]["tokens"], meta["val"]["bytes"]) < 1:
-                raise ValueError(f"{file} is damaged: a size in it is not above 0")
         except ValueError as error:
             raise ValueError(f"{error}; {self.hint}") from None
         self.vocab_size = meta["vocab_size"]

@@ -22,6 +22,7 @@ def write_whole(path: Path, write: Callable[[Path], object], keep: int = 1):
     if path.exists() and not path.is_file():  # a device, a folder, ...
         raise FileExistsError(f"{path} is there and is no ordinary file")
     try:
+        temporary.unlink(missing_ok=True)  # a link left here would be written through
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -75,6 +76,9 @@ class Lock:
     def __init__(self, folder: Path):
         """BlockingIOError if another process holds the lock."""
         self.path = folder / "lock"
+        with contextlib.suppress(OSError):
+            if self.path.is_symlink() or self.path.stat().st_nlink > 1:  # copied with its folder
+                self.path.unlink()
         self.file = open(self.path, "a+", encoding="utf-8")
         if not lock(self.file) or not self.is_ours():  # it may be set aside at this moment
             holder = self.holder()
@@ -94,6 +98,12 @@ class Lock:
         process, _, host = text.removeprefix("process ").partition(" on ")
         ended = os.name == "posix" and host == platform.node() and not is_running(process)
         return text if process.isdecimal() and not ended else "another process"
+
+    def release(self):
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            if self.is_ours():
+                self.path.unlink()
+        self.file.close()
 
     def is_ours(self) -> bool:
         """Whether the folder is still there and the lock in it is this one. A person may have

@@ -27,8 +27,8 @@ from parts.fast import MAX_LOGITS, untouched
 
 # Python's objects for one block, in bytes: modules, parameters, their names.
 BLOCK_OBJECTS = 30_000
-# What libraries take on a CPU after their import (threads, oneDNN, plots); measured: 0.2 GB.
-LATER = 150_000_000
+# What libraries take on a CPU after their import (threads, oneDNN, plots): 0.1 to 0.25 GB.
+LATER = 100_000_000
 
 
 # --- what is free ---------------------------------------------------------------------------------
@@ -207,26 +207,30 @@ def loss_bytes(c: NeoXConfig, tokens: int, dtype: str, device: str = "cuda") -> 
     return held + max(softmax, size * (2 * logits + max(table, states)))
 
 
-def block_bytes(c: NeoXConfig, tokens: int, size: int, fast: bool) -> tuple[int, int]:
+def block_bytes(c: NeoXConfig, tokens: int, size: int, device: str) -> tuple[int, int]:
     """What a block keeps for its backward, and what else exists while that runs.
 
-    size: of a number in autocast's dtype. fast: attention is fast.CausalAttention. What autograd
-    keeps follows from the code, and tests/ counts it: linear layers, attention and GELU keep
-    `dtype`; LayerNorm keeps its input, the residual stream, which is float32 because the embedding
-    is (and CUDA's autocast would make it so)."""
+    size: of a number in autocast's dtype. What autograd keeps follows from the code, and tests/
+    counts it: linear layers, attention and GELU keep `dtype`; LayerNorm keeps its input, the
+    residual stream, which is float32 because the embedding is (and CUDA's autocast would make it
+    so)."""
     stream = 4 * tokens * c.n_embd
-    weights = tokens * c.n_head * c.block_size if fast else 0  # attention's
+    # On a CPU: the form of attention that keeps its weights, in `dtype`; with dropout, for which
+    # torch has no fused one there, the weights, a mask and their product, in float32.
+    fast = device == "cpu" and not c.dropout and c.block_size <= 512
+    each = size if fast else 12 if device == "cpu" and c.dropout else 0
+    weights = tokens * c.n_head * c.block_size * each
     # In `dtype`, times C: two LayerNorm outputs, the fused q, k, v (which v, a view, keeps whole),
     # rotated q and k, attention's output and its copy, because flash attention orders it another
     # way (a T4's kernel does not: 5 % less); the MLP around GELU, or around the gate and its
     # product. In float32: its input, logsumexp, and LayerNorm's mean and 1 / std. The fast form
     # keeps one q, k, v, rotated in place, one output, and the weights.
     kept = stream + tokens * (size * ((6 if fast else 9) * c.n_embd + 2 * c.n_read) + 16)
-    kept += size * weights if fast else 4 * tokens * c.n_head
+    kept += weights or 4 * tokens * c.n_head
     kept += stream * (not c.parallel_residual)
     kept += 2 * tokens * c.n_embd * (c.dropout > 0)  # a mask takes 1 byte an element
     # Gradients on their way through the MLP, or through attention's weights to q, k, v.
-    passing = size * max(tokens * (c.n_embd + c.n_read), 2 * weights + 4 * tokens * c.n_embd)
+    passing = max(size * tokens * (c.n_embd + c.n_read), 2 * weights + size * 4 * tokens * c.n_embd)
     return kept, stream + passing
 
 
@@ -246,8 +250,7 @@ def training(
     # Autocast's copy of one block's weights, which stays until the block's backward has used it.
     copy = 0 if size == 4 else size * sizes.linear
     stream = 4 * tokens * c.n_embd
-    fast = device == "cpu" and not c.dropout and c.block_size <= 512
-    block, passing = block_bytes(c, tokens, size, fast)
+    block, passing = block_bytes(c, tokens, size, device)
     again = 0
     if recomputed := cfg.checkpoint_activations:
         block, again = stream, block - stream
@@ -390,14 +393,15 @@ def training_run(c: NeoXConfig, cfg, kept: Kept, dtype: str, device: str) -> int
     held = 4 * count_parameters(c).total // shards + step["optimizer"]
     sampling = generation(c, 1, 1, cfg.sample_tokens, 4, device) if cfg.sample_prompt else 0
     starts = 16 * cfg.eval_iters * cfg.batch_size  # of the windows that an evaluation reads
-    most = max(step["total"], held + sampling, held + starts)
+    tokens = cfg.batch_size * c.block_size
+    logits = 8 * min(MAX_LOGITS[device], tokens * c.vocab_size)  # and in float32 once more
+    most = max(step["total"], held + sampling, held + starts + 8 * tokens * c.n_embd + logits)
     if device == "cpu":
-        small = twin(c)
-        tokens = min(c.block_size, 512)
-        kept_by_twin = c.n_layer * block_bytes(small, tokens, 8, True)[0]
-        trial = 8 * 4 * count_parameters(small).total + kept_by_twin
+        small, tokens = twin(c), min(c.block_size, 512)
+        kept_by_twin = c.n_layer * block_bytes(small, tokens, 8, "cpu")[0]
+        trial = 8 * 3 * count_parameters(small).total + kept_by_twin
         exported = 8 * count_parameters(c).total * (c.activation != "swiglu")
-        most = max(most, model_bytes(c) + trial, held + exported) + LATER
+        most = max(most + LATER, held + exported + LATER, model_bytes(c) + trial)
     return most
 
 

@@ -36,9 +36,10 @@ def picture(file: Path, draw: Callable, rows: int = 1, columns: int = 1, size=(8
 
 def check_place(file: Path):
     """ValueError where `picture` could not write this file, or would replace what is no picture."""
-    folder = next(parent for parent in file.parents if os.path.exists(parent))
+    folder = next((parent for parent in file.parents if os.path.exists(parent)), file)
     there = os.path.exists(file)
-    if file.suffix != ".png" or not folder.is_dir() or there and not file.is_file():
+    fits = folder.is_dir() and os.access(folder, os.W_OK) and len(file.name) < 200
+    if file.suffix != ".png" or not fits or there and not file.is_file():
         raise ValueError(f"{file} is no place for a picture; give a name that ends in .png")
 
 

@@ -42,8 +42,8 @@ from parts.tokenizer import Tokenizer
 # Every file that a run writes, and what only tracks it. A folder that holds anything else is not
 # set aside for a new run.
 RUN_FILES = """ckpt.pt ckpt.*.pt best.pt damaged.pt damaged.*.pt run.json metrics.jsonl loss.png
-    scores.png eval.json tokenizer.json tokenizer_config.json config.json model.safetensors
-    mlflow.json wandb.json lock""".split()
+    scores.png eval.json eval.*.json trace.json trace.*.json tokenizer.json tokenizer_config.json
+    config.json model.safetensors mlflow.json wandb.json lock""".split()
 
 # --- models to use --------------------------------------------------------------------------------
 
@@ -203,9 +203,9 @@ class Run:
         self.trackers = []
         self.unwritten: set[str] = set()  # what could not be written, to report it once
         self.saved_step, self.saved_at = 0, time.perf_counter()
-        # As early as it can be known without changing anything.
-        there = rank == 0 and (self.out / "lock").exists()
-        self.lock = Lock(self.out) if there else None
+        self.lock: Lock | None = None
+        if rank == 0 and (self.out / "lock").exists():  # refused before anything takes long
+            Lock(self.out).file.close()
 
     def to_resume(self, init_from: str) -> dict | None:
         """The checkpoint to go on from; None for a new run. ValueError where there has to be one
@@ -243,13 +243,14 @@ class Run:
 
     def data_before(self) -> dict[str, str]:
         """The SHA-256 of each split that the run was trained on, where it is known."""
-        data, file = self.checkpoint.get("data"), self.out / "run.json"
+        data, file = {}, self.out / "run.json"
         if file.exists():
             try:
-                data = data or load_json(file, About)["data"]
+                data = load_json(file, About)["data"]
             except (ValueError, OSError) as error:
                 say(f"{error}; it is written anew")
-        hashes = {split: about.get("sha256") for split, about in (data or {}).items()}
+        data = self.checkpoint.get("data", data)
+        hashes = {split: about.get("sha256") for split, about in data.items()}
         return {split: sha256 for split, sha256 in hashes.items() if sha256}
 
     def begin(self, optimizers, scaler, tokenizer: Tokenizer, cfg, meta: dict):
@@ -319,6 +320,9 @@ class Run:
         try:
             if self.rank == 0:
                 if not self.lock.is_ours():  # somebody removed or renamed the folder
+                    if self.out.exists() and any(self.out.iterdir()):
+                        self.out = unused(self.out)
+                        tqdm.write(f"another folder is where the run was; it goes on in {self.out}")
                     self.claim()
                     self.write_basics(with_tokenizer=True)
                 write()
@@ -407,7 +411,10 @@ class Run:
             from parts import tracking
 
             tracking.finish(self.trackers, self.out, how, tracker_wait)
-        if self.rank == 0 and (self.saved_step < step or not self.exported):
+        if self.rank:
+            return
+        self.lock.release()
+        if self.saved_step < step or not self.exported:
             configurator.die(
                 f"{self.out} holds step {self.saved_step} of {step}: the disk did not take the "
                 "rest; make room, then --init_from=resume"

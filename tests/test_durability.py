@@ -258,7 +258,7 @@ def test_runs_are_set_aside_under_numbers_and_nothing_else_is_touched(
     assert f"{out} held a run; it is now {out}.1" in said and f"it is now {out}.2" in said
     seeds = [json.loads((tmp_path / run / "run.json").read_text()) for run in ("run.1", "run.2")]
     assert [about["settings"]["seed"] for about in seeds] == [0, 1]
-    for file in (*out.glob("ckpt*.pt"), out / "lock"):  # what is left is a run too
+    for file in out.glob("ckpt*.pt"):  # what is left is a run too
         file.unlink()
     link = tmp_path / "link"
     link.symlink_to(out)
@@ -323,23 +323,22 @@ def test_a_folder_that_was_renamed_while_it_was_written_to_is_begun_anew(
 
 
 def test_damage_that_torch_reads_over_is_noticed(trained, tmp_path, capsys):
-    """The bit by which a zip file marks a folder: torch then reads a tensor as zeros, and no
-    checksum of the zip file is wrong. The torture tests try 4,000 other mutations."""
+    """The bit by which a zip file marks a folder: torch then reads nothing for a tensor, which has
+    whatever was in memory there, and no checksum of the zip file is wrong. The torture tests try
+    4,000 other mutations."""
     blob, file = (trained / "ckpt.pt").read_bytes(), tmp_path / "ckpt.pt"
     older = tmp_path / "ckpt.1.pt"
     shutil.copy(trained / older.name, older)
-    whole, changed = checksum(load_checkpoint(trained / "ckpt.pt")), 0
-    entries = list(re.finditer(rb"PK\x01\x02.{42}[^/]*/data/\d+", blob, re.DOTALL))[:5]
+    whole = checksum(load_checkpoint(trained / "ckpt.pt"))
+    entries = list(re.finditer(rb"PK\x01\x02.{42}[^/]*/data/\d+", blob, re.DOTALL))
+    assert len(entries) > 30
     for entry in entries:
         damaged = bytearray(blob)
         damaged[entry.start() + 38] ^= 16
         file.write_bytes(damaged)
-        alone = torch.load(file, weights_only=True)
-        alone.pop("checksum")
-        changed += checksum(alone) != whole
-        assert newest_checkpoint(tmp_path)[1] == older
-    wrong = capsys.readouterr().err.count("its checksum is wrong; going on from ckpt.1.pt")
-    assert changed == wrong == len(entries) == 5
+        checkpoint, which = newest_checkpoint(tmp_path)
+        assert which == older or checksum(checkpoint) == whole
+    assert "its checksum is wrong; going on from ckpt.1.pt" in capsys.readouterr().err
 
 
 def test_damaged_metrics_and_run_json_are_said_and_the_run_goes_on(

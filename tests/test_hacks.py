@@ -2,6 +2,7 @@
 training, validation, sampling, evaluation and export."""
 
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -140,7 +141,7 @@ class Repository:
 
     def everything(self, dataset):
         """Train, sample and evaluate; what came out of each."""
-        out, found = self.folder / "out", {}
+        out, found = self.folder / "out/run", {}
         how = [*TINY, "--block_size=64", "--max_iters=8", "--lr=2e-2", "--dtype=float32"]
         said = self.run("train", f"--dataset={dataset}", f"--out_dir={out}", *how)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -174,6 +175,9 @@ def short(dataset, tmp_path_factory):
     shutil.copytree(dataset, folder)
     whole = (folder / "val.bin").read_bytes()
     (folder / "val.bin").write_bytes(whole[:8000])
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["val"] |= {"tokens": 4000, "sha256": hashlib.sha256(whole[:8000]).hexdigest()}
+    (folder / "meta.json").write_text(json.dumps(meta))
     return folder
 
 

@@ -4,6 +4,8 @@ damaged. Ctrl-C and SIGTERM: one line, exit code 130."""
 import ast
 import hashlib
 import json
+import math
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,16 +14,18 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY, in_process, run
+from transformers import AutoModelForCausalLM
 
 import bench
 import eval as eval_script
 import sample
 import train
 from model import NeoX, NeoXConfig
-from parts import configurator, hf
+from parts import configurator, hf, runs
 from parts import tokenizer as tokenization
-from tools import plan, speedrun
+from parts.generate import generate
+from tools import leaderboard, plan, speedrun, startup, track
 
 # {dataset}, {run} and {folder} stand for a good data set, a good run, and an empty folder.
 GOOD = [*TINY, "--dataset={dataset}", "--out_dir={folder}/out/new", "--max_iters=1"]
@@ -36,6 +40,24 @@ TRAIN = [  # what a person adds to a good command, and a part of the line that m
     (["--lr=nan"], "lr must be of type float"),
     (["--lr=1e999"], "from 0 up"),
     (["--lr"], "--lr needs a value"),
+    (["--seed=" + "9" * 400], "seed must be a number from 0 up, and at most 9,223"),
+    (["--seed=" + str(2**63)], "seed must be a number from 0 up, and at most 9,223"),
+    (["--n_layer=1e12"], "n_layer must be a number from 0 up, and at most 2,147"),
+    (["--lr=[[]:1]"], "lr must be of type float"),
+    (["--lr=1if"], "lr must be of type float"),
+    (["--sample_prompt=\x1b[31m"], "control characters"),
+    (["--dataset=\udcff"], "is not UTF-8"),
+    (["--dataset=" + "x" * 300], "there is no data set"),
+    (["--keep=100000"], "keep must be at most 1000"),
+    (["--rotary_base=0"], "rotary_base=0.0 must be from 1"),
+    (["{folder}/exits.py"], "does not run as Python: SystemExit: 3"),
+    (["{folder}/huge.py"], "seed must be a number from 0 up"),
+    (["{folder}/mute.py"], "lr must be of type float"),
+    (["--init_from=out/x"], "there is no checkpoint out/x; runs here"),
+    (["--init_from=~/no/x"], "there is no checkpoint ~/no/x"),
+    (["--init_from={folder}/pickled"], "it is no file of tensors that torch.save wrote"),
+    (["--init_from={folder}/infinite"], "not all numbers are finite"),
+    (["--init_from={folder}/null"], "num_attention_heads: Input should be a valid integer"),
     (["--compile=maybe"], "compile must be of type bool"),
     (["-x"], "neither a config file"),
     (["config/missing.py"], "there is no config file"),
@@ -95,6 +117,9 @@ SAMPLE = [
     (["--ckpt={run}", "--top_p=2"], "at most 1"),
     (["--ckpt={run}", "--top_p=0"], "above 0"),
     (["--ckpt={run}", "--num_samples=0"], "above 0"),
+    (["--ckpt=x/y/z"], "there is no checkpoint x/y/z"),
+    (["--ckpt={run}", "--prompt_file={folder}"], "is no ordinary file"),
+    (["--ckpt={folder}/char", "--prompt=\\x1b"], "the tokenizer has no"),
     (["--ckpt={run}", "--stop="], "empty --stop"),
     (["--ckpt={folder}/char", "--prompt=hello ☃"], "☃"),
 ]
@@ -110,6 +135,9 @@ EVAL = [
     (["--ckpt={run}", "--tasks=mine", "--language=rust"], "language must be one of"),
     (["--compare", "{run}"], "needs at least two folders"),
     (["--compare", "{run}", "{folder}/char"], "there is no"),
+    (["--compare", "{folder}/report", "{folder}/report"], "eval.json is damaged"),
+    (["--ckpt={folder}/report", "--tasks=mine"], "eval.json is damaged"),
+    (["--ckpt={folder}/about", "--tasks=loss"], "run.json is damaged"),
     (["--ckpt={folder}/char"], "does not say what it was trained on"),
 ]
 BENCH = [
@@ -120,6 +148,16 @@ BENCH = [
     (bench, ["--n_head=3"], "must be a multiple of n_head=3"),
     (bench, ["--peers", "--nanogpt=nowhere"], "nowhere holds no model.py of nanoGPT"),
     (bench, ["--device=cuda"], "device=cuda is not available"),
+    (bench, ["--lr_schedule=sine"], "lr_schedule must be one of"),
+    (plan, ["--beta1=1"], "must be below 1"),
+    (leaderboard, ["--batch_size=0"], "batch_size must be above 0"),
+    (leaderboard, ["--plot=train.py"], "is no place for a picture"),
+    (startup, ["--lr=0"], "lr must be above 0"),
+    (
+        track,
+        ["--run={folder}/about"],
+        "run.json is damaged: settings: Input should be a valid dict",
+    ),
     (speedrun, [], "make it with: python prepare/shakespeare.py"),
 ]
 
@@ -133,6 +171,10 @@ def places(dataset, trained, tmp_path_factory):
     save_small_models(folder)
     (folder / "broken.py").write_text("n_layer = = 3\n")
     (folder / "strange.py").write_text("n_heads = 3\n")
+    (folder / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    (folder / "huge.py").write_text("seed = 10**5000\n")
+    mute = "class Mute:\n    def __repr__(self):\n        raise ValueError\nlr = Mute()\n"
+    (folder / "mute.py").write_text(mute)
     (folder / "typed.py").write_text("batch_size = 'many'\n")
     (folder / "binary.txt").write_bytes(b"\xff\xfe\x00 no text")
     (folder / "file").write_text("not a folder")
@@ -153,12 +195,15 @@ def spoil_datasets(dataset, folder):
 
 
 def spoil_runs(trained, folder):
-    for name in ("cut", "other", "words", "halved", "unweighted", "llama"):
+    for name in ("cut", "other", "words", "halved", "unweighted", "llama", "report", "about"):
         shutil.copytree(trained, folder / name)
+    (folder / "report/eval.json").write_text("[1, 2]")
+    (folder / "about/run.json").write_text('{"settings": "none", "dataset": 3}')
     whole = (trained / "ckpt.pt").read_bytes()
     (folder / "cut/ckpt.pt").write_bytes(whole[: len(whole) // 2])
     (folder / "cut/ckpt.1.pt").write_bytes(whole[: len(whole) // 3])
     checkpoint = torch.load(trained / "ckpt.pt", weights_only=True)
+    del checkpoint["checksum"]  # or it would be passed over as damaged
     torch.save(checkpoint | {"model": {}}, folder / "other/ckpt.pt")
     tokenizer = json.loads((trained / "tokenizer.json").read_text())
     tokenizer["model"]["merges"].reverse()
@@ -182,6 +227,15 @@ def save_small_models(folder):
     model = NeoX(NeoXConfig(vocab_size=len(set(text)), block_size=64, **tiny))
     hf.save_pretrained(model, folder / "char")
     tokenization.train_char(text).save(folder / "char")
+    for name in ("pickled", "null"):
+        shutil.copytree(folder / "small", folder / name)
+    (folder / "pickled/model.safetensors").unlink()
+    (folder / "pickled/pytorch_model.bin").write_bytes(pickle.dumps({"a": print}))
+    config = json.loads((folder / "null/config.json").read_text())
+    (folder / "null/config.json").write_text(json.dumps(config | {"num_attention_heads": None}))
+    with torch.no_grad():
+        model.embed_out.weight[3] = math.inf
+    hf.save_pretrained(model, folder / "infinite")
 
 
 def content(places):
@@ -208,6 +262,44 @@ def test_a_mistake_is_one_line(script, args, part, places, monkeypatch, capsys):
     assert ended.value.code == 2
     assert said.startswith("error: ") and said.count("\n") == 1 and part in said
     assert content(places) == before
+
+
+def test_what_a_terminal_would_obey_is_shown_instead_and_a_long_message_is_cut(capsys):
+    with pytest.raises(SystemExit):
+        configurator.die("bad name \x1b[31m\n\u202e" + "x" * 10_000 + " the end")
+    said = capsys.readouterr().err
+    assert said.startswith("error: bad name \\x1b[31m \\u202exxx") and said.endswith("the end\n")
+    assert len(said) < 700 and said[:-1].isprintable()
+
+
+@pytest.mark.parametrize("shape", [["--rotary_pct=0"], ["--n_head=32"], ["--n_head=16"]])
+def test_heads_without_rotation_train_sample_and_are_exported(
+    shape, dataset, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    how = [*TINY, *shape, f"--dataset={dataset}", f"--out_dir={out}", "--max_iters=1"]
+    assert in_process(monkeypatch, *how, "--sample_prompt=def", "--sample_tokens=3") == 0
+    assert "model.py was changed" not in capsys.readouterr().err
+    idx = torch.arange(6)[None]
+    exported = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(exported(idx).logits, runs.load_model(out)(idx))
+
+
+def test_a_model_with_more_tokens_than_the_tokenizer_writes_only_the_tokenizer_s():
+    model = NeoX(NeoXConfig(vocab_size=500, block_size=32, n_layer=1, n_head=1, n_embd=16))
+    how = {"temperature": 5.0, "seed": 1}
+    assert max(generate(model, [[1]], 200, **how)[0]) > 100
+    assert max(generate(model, [[1]], 200, vocab_size=100, **how)[0]) < 100
+
+
+def test_sampling_stands_extreme_settings_and_ruined_weights():
+    model = NeoX(NeoXConfig(vocab_size=500, block_size=32, n_layer=1, n_head=1, n_embd=16))
+    likeliest = generate(model, [[1], [2, 3]], 10, temperature=0)
+    for how in ({"temperature": 1e-320}, {"temperature": 1e-9}, {"top_p": 1e-320}, {"top_k": 1}):
+        assert generate(model, [[1], [2, 3]], 10, seed=1, **how) == likeliest, how
+    assert len(generate(model, [[1]], 10, temperature=1e30, repetition_penalty=1e30)[0]) == 10
+    torch.nn.init.constant_(model.embed_out.weight, math.nan)
+    assert len(generate(model, [[1]], 10, top_p=0.9)[0]) == 10
 
 
 PREPARE = ["prepare/python.py", "prepare/go.py", "prepare/shakespeare.py"]
@@ -254,12 +346,12 @@ def script(tmp_path):
 import sys, time
 sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
 from parts import configurator
-from parts.start import run
+from parts.start import run_script
 {settings}
 def main():
     {main}
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
 """)
         return path
 
