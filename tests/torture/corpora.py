@@ -80,7 +80,7 @@ ROWS = [row(number) for number in range(40)]
 @pytest.fixture
 def place(tmp_path):
     """A folder with the repository `repo`, the working directory `work`, and good sources."""
-    for name in ("repo/data", "repo/out/run", "work/code", "home"):
+    for name in ("repo/data", "repo/out/run", "desk/code", "home"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "home/.profile").write_text("")
     with contextlib.suppress(OSError):  # needs root
@@ -89,8 +89,8 @@ def place(tmp_path):
     (tmp_path / "repo/config").symlink_to(configurator.ROOT / "config")
     for number in range(20):
         for suffix in (".py", ".go"):
-            (tmp_path / f"work/code/p{number}{suffix}").write_text(code(number))
-    (tmp_path / "work/text.txt").write_text(code(0) * 3)
+            (tmp_path / f"desk/code/p{number}{suffix}").write_text(code(number))
+    (tmp_path / "desk/text.txt").write_text(code(0) * 3)
     return tmp_path
 
 
@@ -127,7 +127,7 @@ def run(place, script, *arguments, before=None):
             os.fsync = int  # which takes long, and none of these cases is about power cuts
             urllib.request.urlopen = offline
             os.environ |= {"HOME": str(place / "home"), "PATH": str(place), "HF_HUB_OFFLINE": "1"}
-            os.chdir(place / "work")
+            os.chdir(place / "desk")
             sys.argv = [f"prepare/{script}.py", *arguments]
             if before:
                 before()
@@ -262,7 +262,7 @@ def write_lines(path, rows):
 def test_one_wrong_row_is_counted_and_the_rest_goes_on(place, column, value):
     kind, at = ("jsonl", 0) if len(value) % 2 else ("jsonl.gz", 17)
     rows = ROWS[:at] + [wrong(at, column, value)] + ROWS[at + 1 :]
-    write_lines(place / f"work/rows.{kind}", rows)
+    write_lines(place / f"desk/rows.{kind}", rows)
     folder = check(place, "python", f"--file=rows.{kind}", *SMALL)
     assert folder == place / "repo/data/python"
     others = {row[CONTENT].strip() for number, row in enumerate(ROWS) if number != at}
@@ -273,7 +273,7 @@ def test_one_wrong_row_is_counted_and_the_rest_goes_on(place, column, value):
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("column", [CONTENT, LICENCES])
 def test_a_file_of_nothing_but_wrong_rows(place, column, value):
-    write_lines(place / "work/rows.jsonl", [wrong(n, column, value) for n in range(len(ROWS))])
+    write_lines(place / "desk/rows.jsonl", [wrong(n, column, value) for n in range(len(ROWS))])
     folder = check(place, "go", "--file=rows.jsonl", *SMALL)
     fine = {"missing", "null", "empty list"} if column == LICENCES else set()
     assert folder is None or value in fine and len(documents(folder)) == 40
@@ -305,7 +305,7 @@ def test_a_parquet_column_of_another_type(place, column, kind):
     table = pa.Table.from_pylist(ROWS)
     at = table.column_names.index(column)
     table = table.set_column(at, column, TYPES[kind])
-    pyarrow.parquet.write_table(table, place / "work/rows.parquet")
+    pyarrow.parquet.write_table(table, place / "desk/rows.parquet")
     # Without a licence, a row is dropped; without any documents, so is the data set.
     unlicensed = column == LICENCES and kind == "null"
     names = "0 documents" if unlicensed else "rows.parquet"
@@ -325,11 +325,11 @@ def test_parquet_with_one_text_that_is_no_utf8_or_with_a_column_twice(place):
     offsets = np.cumsum([0, *map(len, texts)]).astype("<i4")
     buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(b"".join(texts))]
     array = pa.Array.from_buffers(pa.string(), 40, buffers)
-    pyarrow.parquet.write_table(pa.table({CONTENT: array}), place / "work/a.parquet")
+    pyarrow.parquet.write_table(pa.table({CONTENT: array}), place / "desk/a.parquet")
     folder = check(place, "python", "--file=a.parquet", *SMALL, "--out=a")
     assert len(documents(folder)) == 39 and unreadable(folder) == 1
     twice = pa.Table.from_arrays([pa.array([r[CONTENT] for r in ROWS])] * 2, [CONTENT] * 2)
-    pyarrow.parquet.write_table(twice, place / "work/b.parquet")
+    pyarrow.parquet.write_table(twice, place / "desk/b.parquet")
     check(place, "python", "--file=b.parquet", *SMALL, "--out=b")
 
 
@@ -387,8 +387,8 @@ DAMAGES += ["long line", "numbers", "lists", "texts", "columns"]
 @pytest.mark.parametrize("damage", [*DAMAGES, *SPECIAL])
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
 def test_a_damaged_file_beside_a_good_one(place, kind, damage):
-    path = place / f"work/b.{kind}"
-    write_lines(place / "work/a.jsonl", ROWS[:20])
+    path = place / f"desk/b.{kind}"
+    write_lines(place / "desk/a.jsonl", ROWS[:20])
     if damage in SPECIAL:
         special(path, damage)
     else:
@@ -410,7 +410,7 @@ def test_a_damaged_file_beside_a_good_one(place, kind, damage):
 
 
 def test_a_bomb_of_zeros(place):
-    with gzip.open(place / "work/b.jsonl.gz", "wb", compresslevel=1) as file:
+    with gzip.open(place / "desk/b.jsonl.gz", "wb", compresslevel=1) as file:
         for _ in range(1000):
             file.write(bytes(10**6))
     limit = resource.RLIMIT_AS, (2**33, 2**33)
@@ -424,7 +424,7 @@ def test_a_bomb_of_zeros(place):
 @pytest.mark.parametrize("damage", ["latin", "UTF-16", "empty", "short", "NUL", *SPECIAL])
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
 def test_a_text_that_is_none(place, damage, tokenizer):
-    path = place / "work/t.txt"
+    path = place / "desk/t.txt"
     if damage in SPECIAL:
         special(path, damage)
     else:
@@ -447,7 +447,7 @@ def test_a_wrong_value_in_a_benchmark(place, column, value):
     problem = dict(PROBLEM, **{column: VALUES[value]})
     if VALUES[value] is MISSING:
         del problem[column]
-    write_lines(place / "work/bench.jsonl.gz", [PROBLEM, problem])
+    write_lines(place / "desk/bench.jsonl.gz", [PROBLEM, problem])
     arguments = "--path=code", "--decontaminate=bench.jsonl.gz", *SMALL
     folder = check(place, "python", *arguments, names="bench.jsonl.gz")
     assert (folder is not None) == (value in TEXTS - {"surrogate"})
@@ -456,7 +456,7 @@ def test_a_wrong_value_in_a_benchmark(place, column, value):
 @pytest.mark.parametrize("damage", [*DAMAGES, *SPECIAL])
 def test_a_damaged_benchmark(place, damage):
     kind = "jsonl" if len(damage) % 2 else "jsonl.gz"
-    path = place / f"work/bench.{kind}"
+    path = place / f"desk/bench.{kind}"
     if damage in SPECIAL:
         special(path, damage)
     elif kind == "jsonl":
@@ -527,7 +527,7 @@ def test_a_tokenizer_with_a_strange_part_works_or_is_refused(tmp_path, kind, cap
 
 @pytest.mark.parametrize("damage", [*DAMAGES, *SPECIAL, "char"])
 def test_a_damaged_tokenizer(place, damage):
-    path = place / "work/tokenizer.json"
+    path = place / "desk/tokenizer.json"
     if damage in SPECIAL:
         special(path, damage)
     else:
@@ -541,7 +541,7 @@ def test_a_damaged_tokenizer(place, damage):
 
 @pytest.mark.parametrize("kind", [*SPECIAL, "binary", "huge", "names", "deep", "closed", "gone"])
 def test_a_folder_with_odd_things_in_it(place, kind):
-    folder = place / "work/code"
+    folder = place / "desk/code"
     odd = folder / "odd.py"
     if kind in SPECIAL:
         special(odd, kind)
@@ -587,7 +587,7 @@ NUMBERS += ["0.5", "None", "[1]", "[" * 1000, "", "65537", "True", "1j", "\x1b[3
 TEXTS_TO_TRY = ["", ".", "..", "../..", "a/../..", "x" * 300, "a/" + "x" * 300]
 TEXTS_TO_TRY += ["x" * 5000, "\x1b[31mred", "a\nb", "a\0b", "\udcff", "~", "~nosuchuser/x", "**"]
 OUTSIDE = ["/dev/null", "/dev/zero", "//x//", "/"]
-TEXTS_TO_TRY += ["../../device", "../../work/pipe", *OUTSIDE, "pipe", "text.txt/x", ",,,", "-", "5"]
+TEXTS_TO_TRY += ["../../device", "../../desk/pipe", *OUTSIDE, "pipe", "text.txt/x", ",,,", "-", "5"]
 SLOW = {"", "/", "//x//", "../..", "a/../.."}  # would read the code of the whole machine
 PLAIN = {
     "python": ("--path=code", *SMALL),
@@ -609,7 +609,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("script, key, text", SETTINGS, ids=lambda v: repr(v)[1:-1][:20])
 def test_hostile_settings(place, script, key, text):
-    os.mkfifo(place / "work/pipe")
+    os.mkfifo(place / "desk/pipe")
     arguments = [a for a in PLAIN[script] if not a.startswith(f"--{key}=")]
     if script != "shakespeare" and (key, text) in (("file", ""), ("source", "")):
         arguments.append("--path=code")
@@ -631,11 +631,11 @@ def make(place, out, *more, seed=1, **how):
 
 FORBIDDEN = ("repo", "repo/data", "repo/out", "repo/out/run", "repo/out/new", "repo/new", "")
 FORBIDDEN += (
-    "work/..",
+    "desk/..",
     "work",
-    "work/code",
-    "work/text.txt",
-    "work/text.txt/x",
+    "desk/code",
+    "desk/text.txt",
+    "desk/text.txt/x",
     "run",
     "tok",
     "half",
