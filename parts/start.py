@@ -237,12 +237,13 @@ class StopSignal:
     def receive(self, number: int, frame):
         global stopping
         stopping = True
+        first = not self.number  # the next one may come while this one is being handled
+        self.at, self.number = self.at or time.monotonic(), self.number or number
         let_go_of_terminal(number)
-        if self.announce and not self.number:
+        if self.announce and first:
             line = "\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once\n"
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
-        self.at, self.number = self.at or time.monotonic(), self.number or number
 
     def count(self, number: int):
         """Told of each signal by the thread of `watch`, since the main thread may hang."""

@@ -30,6 +30,7 @@ HUGE = [  # settings beyond any machine, and what the line suggests
 def test_a_training_too_large_is_refused_with_what_would_fit(
     arguments, remedy, dataset, trained, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(memory, "free", lambda device: GB)
     arguments = [argument.format(run=trained) for argument in arguments]
     before = sorted(trained.iterdir())
     how = [f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}", *TINY, *arguments]

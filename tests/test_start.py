@@ -93,8 +93,9 @@ def test_a_closed_terminal_stops_a_script_that_prints(tmp_path):
     """As a terminal that is closed does: its other end is gone, and SIGHUP comes."""
     done = tmp_path / "done"
     code = f"""\
-import pathlib, sys, time
+import pathlib, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 from parts.start import StopSignal, run_script
 def main():
     stop = StopSignal()
