@@ -156,18 +156,18 @@ def test_the_second_of_two_trainings_is_refused_and_the_first_is_untouched(
 ):
     monkeypatch.setattr(device, "matmul_peak", lambda *_: 1e12)
     out, chance = tmp_path / "out", random.Random(number)
-    argv = ["train.py", *TINY, f"--dataset={dataset}", f"--out_dir={out}", "--max_iters=120"]
-    argv += ["--eval_interval=0", "--save_interval=5"]
+    argv = ["train.py", *TINY, f"--dataset={dataset}", f"--out_dir={out}", "--max_iters=600"]
+    argv += ["--eval_interval=0", "--save_interval=5", "--n_embd=128"]  # takes some seconds
 
-    def work():
+    def work(*more):
         import train
 
-        sys.argv = [*argv, *chance.choice([[], ["--init_from=auto"]])]
+        sys.argv = [*argv, *chance.choice([[], ["--init_from=auto"]]), *more]
         train.main()
 
     if chance.random() < 0.5:  # a run was there before
-        sys.argv = [*argv, "--max_iters=2"]
-        assert os.waitstatus_to_exitcode(os.waitpid(forked(work, tmp_path / "before"), 0)[1]) == 0
+        before = forked(lambda: work("--max_iters=2"), tmp_path / "before")
+        assert os.waitstatus_to_exitcode(os.waitpid(before, 0)[1]) == 0
     texts = [tmp_path / "first", tmp_path / "second"]
     first = forked(work, texts[0])
     time.sleep(chance.choice([0, 0.01, 0.1, 0.3]))
@@ -179,5 +179,5 @@ def test_the_second_of_two_trainings_is_refused_and_the_first_is_untouched(
     named = [f"process {winner} on", "another process;"]  # which has not signed yet
     assert any(f"is being written to by {name}" in loser for name in named), loser
     assert "Traceback" not in loser
-    steps = [m["step"] for m in read_metrics(out, 999) if "loss" in m]
-    assert steps == list(range(1, 121)) and load_checkpoint(out / "ckpt.pt")["step"] == 120
+    steps = [m["step"] for m in read_metrics(out, 9999) if "loss" in m]
+    assert steps == list(range(1, 601)) and load_checkpoint(out / "ckpt.pt")["step"] == 600
