@@ -12,7 +12,7 @@ import torch
 from typing_extensions import NotRequired, TypedDict
 
 from parts import memory
-from parts.files import check_shape, unused, write_whole
+from parts.files import check_shape, name_also, unused, write_whole
 
 
 class Checkpoint(TypedDict):
@@ -135,11 +135,11 @@ def newest_checkpoint(out: Path) -> tuple[dict, Path]:
 
 def put_aside_damaged(out: Path, whole: Path):
     """Rename the checkpoints that are newer than `whole`, the newest one that can be read, to
-    damaged.1.pt, ..., and make it ckpt.pt."""
+    damaged.1.pt, ..., and make it ckpt.pt, which never vanishes meanwhile."""
     files, newest = checkpoints(out), out / "ckpt.pt"
     passed = files[: files.index(whole)]
     if newest != whole and newest not in passed and os.path.lexists(newest):  # not even a file
         passed.append(newest)
     for file in passed:
-        os.replace(file, unused(out / "damaged", ".pt"))
+        (name_also if file == newest else os.replace)(file, unused(out / "damaged", ".pt"))
     os.replace(whole, newest)

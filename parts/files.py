@@ -43,10 +43,16 @@ def number_versions(path: Path, keep: int):
             os.replace(newer, older)
     if keep > 1 and path.exists():
         versions[1].unlink(missing_ok=True)
-        try:
-            os.link(path, versions[1])  # two names for one file
-        except OSError:  # a file system without links, such as Colab's Drive
-            os.replace(path, versions[1])
+        name_also(path, versions[1])
+
+
+def name_also(path: Path, name: Path):
+    """Give the file at `path` a second name, which is free. On a file system without links, such
+    as Colab's Drive, it gets that name alone."""
+    try:
+        os.link(path, name)
+    except OSError:
+        os.replace(path, name)
 
 
 def sync_folder(folder: Path):

@@ -16,7 +16,7 @@ from conftest import ROOT, TINY, in_process, run
 
 import train
 from parts import configurator, runs
-from parts.checkpoints import checksum, load_checkpoint, newest_checkpoint
+from parts.checkpoints import checksum, load_checkpoint, newest_checkpoint, put_aside_damaged
 from parts.fast import FastNeoX
 from parts.files import Lock
 
@@ -339,6 +339,24 @@ def test_damage_that_torch_reads_over_is_noticed(trained, tmp_path, capsys):
         checkpoint, which = newest_checkpoint(tmp_path)
         assert which == older or checksum(checkpoint) == whole
     assert "its checksum is wrong; going on from ckpt.1.pt" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_none_is_missing_meanwhile(
+    trained, tmp_path, monkeypatch
+):
+    out = shutil.copytree(trained, tmp_path / "run")
+    before, good = out / "ckpt.1.pt", (out / "ckpt.1.pt").read_bytes()
+    (out / "ckpt.pt").write_bytes(b"damaged")
+    replace, moves = os.replace, []
+
+    def replace_and_look(old, new):
+        replace(old, new)
+        moves.append((out / "ckpt.pt").exists())
+
+    monkeypatch.setattr(os, "replace", replace_and_look)
+    put_aside_damaged(out, before)
+    assert all(moves) and (out / "ckpt.pt").read_bytes() == good and not before.exists()
+    assert (out / "damaged.1.pt").read_bytes() == b"damaged"
 
 
 def test_damaged_metrics_and_run_json_are_said_and_the_run_goes_on(
