@@ -56,8 +56,15 @@ def join(cfg, device: str) -> tuple[int, int]:
         sys.stdout = open(os.devnull, "w")
     if device == "cuda":
         torch.cuda.set_device(local)
+    from torch.distributed.rendezvous import rendezvous  # which some builds of torch lack
+
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        # After a restart torchrun's store still has what the processes before wrote, and whoever
+        # reads their addresses waits for them for half an hour.
+        store, *_ = next(rendezvous("env://"))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (ValueError, RuntimeError) as error:
         configurator.die(f"the {world} processes do not find each other: {error}")
     return rank, world

@@ -79,7 +79,7 @@ ROWS = [row(number) for number in range(40)]
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with the repository `repo`, the working directory `work`, and good sources."""
+    """A folder with the repository `repo`, the working directory `desk`, and good sources."""
     for name in ("repo/data", "repo/out/run", "desk/code", "home"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "home/.profile").write_text("")
@@ -632,7 +632,7 @@ def make(place, out, *more, seed=1, **how):
 FORBIDDEN = ("repo", "repo/data", "repo/out", "repo/out/run", "repo/out/new", "repo/new", "")
 FORBIDDEN += (
     "desk/..",
-    "work",
+    "desk",
     "desk/code",
     "desk/text.txt",
     "desk/text.txt/x",
