@@ -456,14 +456,12 @@ def refuse_foreign_files(out: Path):
 
 
 def read_metrics(out: Path, last_step: int) -> list[dict]:
-    """The lines of metrics.jsonl up to a step. Damaged ones are left out, which is said."""
+    """The lines of metrics.jsonl up to a step; none if there is no such file. Damaged ones are left
+    out, which is said. OSError if the file cannot be read."""
     file = out / "metrics.jsonl"
-    try:
-        lines, bad = read_lines(file, Metrics)
-    except OSError as error:
-        lines, bad = [], 0
-        if file.exists():
-            say(f"{file} cannot be read: {error}")
+    if not file.exists():
+        return []
+    lines, bad = read_lines(file, Metrics)
     if bad:
         say(f"{file}: damaged lines are left out: {bad}")
     return [line for line in lines if line["step"] <= last_step]
