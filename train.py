@@ -12,6 +12,7 @@ from parts.start import StopSignal, run_script
 
 import math
 import os
+import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -301,7 +302,7 @@ def main():
     if stopping:
         print(f"stopped at step {step}; go on with --init_from=resume")
         raise SystemExit(128 + int(stopping))
-    print(f"done at step {step}; try: python sample.py --ckpt={cfg.out_dir}")
+    print(f"done at step {step}; try: python sample.py --ckpt={shlex.quote(cfg.out_dir)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -164,4 +165,4 @@ def how_to_make(name: str) -> str:
     if script not in ("shakespeare", "go"):
         script = "python"
     options = {"shakespeare_bpe": " --tokenizer=bpe", "shakespeare_char": "", script: ""}
-    return f"python prepare/{script}.py{options.get(name, f' --out={name}')}"
+    return f"python prepare/{script}.py{options.get(name, f' --out={shlex.quote(name)}')}"

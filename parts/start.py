@@ -16,6 +16,7 @@ after main            at once
 """
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -57,7 +58,7 @@ def speaks() -> bool:
 
 def run_script(main: Callable[[], None]):
     """Run a script's main. A signal or a closed pipe ends the script with exit code 130 and no
-    traceback; a bug still gets its traceback.
+    traceback, too little memory or disk with exit code 2; a bug still gets its traceback.
 
     Code that cleans up may raise KeyboardInterrupt(message) to replace the line that is printed."""
     global told
@@ -70,16 +71,16 @@ def run_script(main: Callable[[], None]):
             handle(interrupt)
             watch()
             main()
+            print(end="", flush=True)  # a disk that is full is noticed now, not when Python ends
         finally:
             handle(leave)
     except BaseException as error:
-        told = True
+        told, code = True, 130
         message = " ".join(str(error).split()) if isinstance(error, KeyboardInterrupt) else ""
         if stopping and isinstance(error, Exception):  # such as a compiler that got Ctrl-C too
             message = f"interrupted, and not saved: {type(error).__name__}: {str(error)[:200]!r}"
-        elif not came and is_out_of_memory(error):
-            say(f"error: memory ran out; lower the batch or the model: {str(error)[:200]!r}")
-            sys.exit(2)
+        elif not came and (lack := lacking(error)):
+            code, message = 2, f"error: {lack}: {str(error)[:200]!r}"
         elif not came and not isinstance(error, (KeyboardInterrupt, BrokenPipeError)):
             raise
         handle(signal.SIG_IGN)  # Python restores other handlers when it ends, but not this one
@@ -92,13 +93,17 @@ def run_script(main: Callable[[], None]):
                 stream.flush()
             except (OSError, ValueError):  # Python would try again at exit, and complain
                 drop_output(number)
-        sys.exit(130)
+        sys.exit(code)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's error, and torch's for a GPU and for a CPU."""
+def lacking(error: BaseException) -> str:
+    """What to do if memory or a disk, on which the output may lie too, was too small; else ""."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; make room, and start again"
+    # Python's error, and torch's for a GPU and for a CPU.
     torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return torchs or isinstance(error, MemoryError)
+    memory = torchs or isinstance(error, MemoryError)
+    return "memory ran out; lower the batch or the model" if memory else ""
 
 
 def leave(number: int = 0, frame=None):

@@ -17,6 +17,7 @@ import hashlib
 import multiprocessing
 import os
 import platform
+import shlex
 import shutil
 import signal
 import sys
@@ -361,7 +362,7 @@ def print_report(meta: dict, out: str):
     name = next(name for name in names if (ROOT / f"config/{name}_cpu.py").exists())
     config = f"config/{name}_cpu.py"
     if name != names[0]:
-        config += f" --dataset={out} --out_dir=out/{Path(out).name}"
+        config += f" --dataset={shlex.quote(out)} --out_dir={shlex.quote(f'out/{Path(out).name}')}"
     print(f"next: python train.py {config}")
 
 

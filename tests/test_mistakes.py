@@ -5,6 +5,7 @@ import ast
 import hashlib
 import json
 import math
+import os
 import pickle
 import shutil
 import signal
@@ -417,3 +418,15 @@ def test_a_closed_pipe_is_no_error_and_a_bug_has_its_traceback(script):
     assert process.stderr.read() == "" and process.wait(30) == 130
     buggy = run(script("buggy", "", "1 / 0"), ok=False)
     assert buggy.returncode == 1 and "ZeroDivisionError" in buggy.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's device that is full")
+@pytest.mark.parametrize("lines", [1, 100_000])  # noticed when the script ends, or before
+def test_a_disk_without_room_for_the_output_is_one_line(script, lines):
+    chatty = script("chatty", "", f"[print(i) for i in range({lines})]")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, chatty], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2 and done.stderr.startswith("error: the disk is full"), done.stderr
+    assert done.stderr.count("\n") == 1
