@@ -201,7 +201,7 @@ def main():
     # The data, and the model: new, from this run's last checkpoint, or from other weights.
     torch.manual_seed(cfg.seed)
     exam = None
-    with distributed.together(), configurator.mistakes():
+    with distributed.together():
         dataset = Dataset(cfg.dataset, cfg.block_size)
         tokenizer = tokenization.load(dataset.folder)
         run = runs.Run(cfg.out_dir, rank)
@@ -217,7 +217,7 @@ def main():
     step, tokens, best_loss = last["step"], last["tokens"], last["best_loss"]
     trainer = build(cfg, model, dataset, device, dtype, rank, world, step)
     optimizers, scaler = trainer.optimizers, trainer.scaler
-    with distributed.together(), configurator.mistakes():
+    with distributed.together():
         run.begin(optimizers, scaler, tokenizer, cfg, dataset.meta)
 
     tokens_per_step = cfg.batch_size * cfg.grad_accum * cfg.block_size

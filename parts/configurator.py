@@ -56,10 +56,15 @@ def die(message: object) -> NoReturn:
     """End the script because of a person's mistake: one line on standard error, exit code 2."""
     if not speaks():  # most mistakes are all processes' own: torchrun ends this one after the first
         time.sleep(10)
+    tell(message)
+    sys.exit(2)
+
+
+def tell(message: object):
+    """Print what is wrong, in one line."""
     text = printable(" ".join(str(message).split()))
     text = text if len(text) <= 600 else f"{text[:400]} ... {text[-150:]}"
     print(f"error: {text}", file=sys.stderr)
-    sys.exit(2)
 
 
 def printable(text: str) -> str:

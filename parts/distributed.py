@@ -10,6 +10,7 @@ Without torchrun every function here returns what it was given.
 from parts.start import say
 
 import inspect
+import math
 import os
 import sys
 from contextlib import contextmanager
@@ -92,14 +93,20 @@ def restarted() -> bool:
 
 @contextmanager
 def together():
-    """What ends one process in the block, such as a person's mistake, ends all."""
+    """What ends one process in the block ends all. A ValueError or OSError is a person's mistake,
+    as in `configurator.mistakes`; the first process that has met one tells it."""
     ended = None
     try:
         yield
-    except SystemExit as error:
+    except (ValueError, OSError, SystemExit) as error:
         ended = error
-    if any(agree(ended is not None)):
-        raise ended or SystemExit(2)
+    rank = dist.get_rank() if running() else 0
+    mistake = ended is not None and not isinstance(ended, SystemExit)
+    failed, first = agree(ended is not None, -rank if mistake else -math.inf)
+    if mistake and first == -rank:
+        configurator.tell(ended)
+    if failed:
+        raise SystemExit(ended.code if ended and not mistake else 2)
 
 
 @contextmanager
