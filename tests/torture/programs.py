@@ -129,7 +129,7 @@ def square(x): return [[]] * 200000
 --- memory of the checker by text
 import os
 for fd in range(3, 9):
-    try: os.write(fd, b"('return', [" + b'{{1:{{2:3}}},' * 75000 + b'])\n')
+    try: os.write(fd, b"('return', [" + b'{{1:{{2:3}}}},' * 75000 + b'])\n')
     except OSError: pass
 while True: pass
 
@@ -843,13 +843,13 @@ def test_an_interrupted_evaluation_leaves_nothing(number, language):
     """With programs that never end, at a random moment."""
     endless = {"python": "    while True: pass\n", "go": "\tfor {\n\t}\n}\n"}[language]
     script = f"""
+from parts.start import run_script
 import tasks
-from parts import configurator
 from tasks import problems
 
 mine = problems.Mine(None, None, None, "", tasks.Options(language={language!r})).problems
 print("ready", flush=True)
-configurator.run(lambda: problems.run_all(mine, [{endless!r}] * len(mine), "mine"))
+run_script(lambda: problems.run_all(mine, [{endless!r}] * len(mine), "mine"))
 """
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
