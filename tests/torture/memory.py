@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 
 # In a process of its own: what it takes at most, from after its imports on, and the estimate.
-MEASURE = """
-import json, resource, sys
+MEASURE = r"""
+import json, re, sys
 import matplotlib.pyplot, safetensors.torch, torch
 import sample, train
 from model import NeoX, NeoXConfig
@@ -18,7 +18,8 @@ from parts.generate import generate
 from parts.data import Dataset
 
 def taken():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which begins with that of the process that started this one.
+    return int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1]) * 1024
 
 device.keep_freed_memory = lambda keep=True: None  # as where memory is tight
 what, *arguments = sys.argv[1:]
