@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have children ignore
 MOMENTS = int(os.environ.get("NANONEOX_MOMENTS", "8"))
 LIMIT = 3.0  # seconds from the signal until nothing is left
 SMALL = "--n_layer=2 --n_head=2 --n_embd=32 --block_size=64 --batch_size=4 --device=cpu".split()
