@@ -297,7 +297,7 @@ def main():
     stop.end()
     run.export(distributed.single(model), cfg.dataset)
     distributed.leave()
-    wait = stop.seconds_left(cfg.tracker_wait) if stopping else cfg.tracker_wait
+    wait = stop.seconds_left(cfg.tracker_wait)  # a signal may have come after the last step
     run.finish("stopped" if stopping else "finished", step, wait)
     if stopping:
         print(f"stopped at step {step}; go on with --init_from=resume")

@@ -258,9 +258,10 @@ class StopSignal:
             leave()
 
     def seconds_left(self, most: float) -> float:
-        """How long something that may be late, such as a tracker, may still take."""
-        gone = time.monotonic() - self.at if self.number else 0.0
-        return max(min(STOP - gone, most), 0.2)
+        """How long something that may be late, such as a tracker, may still take: `most` seconds
+        unless a signal has come."""
+        left = STOP - (time.monotonic() - self.at)
+        return max(min(left, most), 0.2) if self.number else most
 
     def end(self):
         """The loop is left: unless it was stopped, a signal does again what it did before."""

