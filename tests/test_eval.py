@@ -93,7 +93,7 @@ def test_an_edited_output_head_is_what_is_measured(trained, dataset, monkeypatch
 
 def test_scores_along_a_training_are_those_of_its_checkpoints(dataset, tmp_path):
     out = tmp_path / "run"
-    looking = ("--eval_interval=10", "--eval_tasks=mine,completion")
+    looking = ("--eval_interval=20", "--eval_tasks=mine,completion")
     run("train.py", f"--dataset={dataset}", *TINY, "--max_iters=20", *looking, f"--out_dir={out}")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     along = {
@@ -103,12 +103,11 @@ def test_scores_along_a_training_are_those_of_its_checkpoints(dataset, tmp_path)
     }
     tokens = np.fromfile(dataset / "val.bin", dtype="<u2")
     meta = json.loads((dataset / "meta.json").read_text())
-    for step, name in ((10, "ckpt.1.pt"), (20, "ckpt.pt")):
+    for step, name in ((0, "ckpt.1.pt"), (20, "ckpt.pt")):
         model, tokenizer, _ = runs.load(out / name, "cpu")
         known = model, tokenizer, tokens, meta
         assert along[step] == measure("completion,mine", *known, num_completions=25)
-    bits = [along[step]["mine_bits_per_byte"] for step in (0, 10, 20)]
-    assert bits[0] > bits[1] > bits[2]
+    assert along[0]["mine_bits_per_byte"] > along[20]["mine_bits_per_byte"]
     assert (out / "scores.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY, in_process, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from parts import hf
@@ -94,7 +94,7 @@ def test_a_run_learns_and_leaves_what_it_promises(trained):
     ids=["Ctrl-C", "SIGTERM"],
 )
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
-    dataset, tmp_path, number, code, how
+    dataset, tmp_path, number, code, how, monkeypatch
 ):
     settings = [
         f"--dataset={dataset}",
@@ -105,7 +105,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
         *how,
     ]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    run("train.py", *settings, f"--out_dir={straight}")
+    assert in_process(monkeypatch, *settings, f"--out_dir={straight}") == 0
     process = start(
         *settings, f"--out_dir={stopped}", "--eval_tasks=mine"
     )  # looking on changes nothing
@@ -128,18 +128,10 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
 
     assert curve(straight) == curve(stopped) and len(curve(straight)) == 40
     before = metrics(stopped)
-    run(
-        "train.py", *settings, f"--out_dir={stopped}", "--init_from=auto"
-    )  # of a run that has ended, nothing is done again
-    assert metrics(stopped) == before
-    run(
-        "train.py",
-        *settings,
-        f"--out_dir={stopped}",
-        "--init_from=auto",
-        "--max_iters=41",
-        "--batch_size=2",
-    )
+    again = *settings, f"--out_dir={stopped}", "--init_from=auto"
+    # Of a run that has ended, nothing is done again.
+    assert in_process(monkeypatch, *again) == 0 and metrics(stopped) == before
+    assert in_process(monkeypatch, *again, "--max_iters=41", "--batch_size=2") == 0
     seen = {m["step"]: m["tokens"] for m in metrics(stopped) if "tokens" in m}
     assert (
         2 * (seen[41] - seen[40]) == seen[40] - seen[39] == seen[40] / 40
@@ -197,8 +189,9 @@ def test_training_starts_from_an_exported_folder_where_the_other_run_ended(
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # torch's compiler
 def test_compiled_and_bf16_follow_the_plain_run_and_a_missing_compiler_is_one_line(
-    dataset, tmp_path, monkeypatch
+    dataset, tmp_path, monkeypatch, capsys
 ):
     settings = [f"--dataset={dataset}", *TINY, "--max_iters=8", "--eval_interval=8"]
     losses = {}
@@ -208,9 +201,10 @@ def test_compiled_and_bf16_follow_the_plain_run_and_a_missing_compiler_is_one_li
         "bf16": ("--dtype=bfloat16",),
         "recomputed": ("--checkpoint_activations", "--eval_interval=0"),
     }.items():
-        done = run("train.py", *settings, "--dtype=float32", f"--out_dir={tmp_path / name}", *how)
+        how = *settings, "--dtype=float32", f"--out_dir={tmp_path / name}", *how
+        assert in_process(monkeypatch, *how) == 0
         losses[name] = torch.tensor([m["loss"] for m in metrics(tmp_path / name) if "loss" in m])
-        assert "does not work" not in done.stdout
+        assert "does not work" not in capsys.readouterr().out
     assert torch.allclose(losses["plain"], losses["compiled"], atol=1e-4)
     assert torch.allclose(losses["plain"], losses["bf16"], atol=2e-2) and not torch.equal(
         losses["plain"], losses["bf16"]
