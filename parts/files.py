@@ -26,24 +26,29 @@ def write_whole(path: Path, write: Callable[[Path], object], keep: int = 1):
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        number_versions(path, keep)
+        surplus = number_versions(path, keep)
         os.replace(temporary, path)
+        if surplus:
+            surplus.unlink(missing_ok=True)
         sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def number_versions(path: Path, keep: int):
+def number_versions(path: Path, keep: int) -> Path | None:
     """Make room for a new version of `path`, which stays where it is: the one before becomes
-    number 1 as well, 1 becomes 2, and so on."""
-    versions = [path, *(path.with_suffix(f".{n}{path.suffix}") for n in range(1, keep))]
-    for newer, older in reversed(list(zip(versions[1:], versions[2:]))):
-        if newer.exists():
-            os.replace(newer, older)
-    if keep > 1 and path.exists():
-        versions[1].unlink(missing_ok=True)
-        name_also(path, versions[1])
+    number 1 as well, 1 becomes 2, and so on. Returns the last one, which is one too many as soon as
+    the new one is there: should that fail, `path` and number 1 are one file."""
+    if keep < 2 or not path.exists():
+        return None
+    versions = [path.with_suffix(f".{n}{path.suffix}") for n in range(1, keep + 1)]
+    if not (versions[0].exists() and path.samefile(versions[0])):  # as after such a failure
+        for newer, older in reversed(list(zip(versions, versions[1:]))):
+            if newer.exists():
+                os.replace(newer, older)
+        name_also(path, versions[0])
+    return versions[-1]
 
 
 def name_also(path: Path, name: Path):

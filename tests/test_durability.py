@@ -1,6 +1,7 @@
 """Whatever ends or hinders a run, no more is lost than the steps since its last save, and the
 person is told."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ import train
 from parts import configurator, runs
 from parts.checkpoints import checksum, load_checkpoint, newest_checkpoint, put_aside_damaged
 from parts.fast import FastNeoX
-from parts.files import Lock
+from parts.files import Lock, write_whole
 
 TRIALS = """
 import ctypes, os, random, resource, signal, sys, time
@@ -111,7 +112,8 @@ for trial in range(30):
         if kind == "full disk":
             assert not list(out.glob("*.tmp"))
         if kind in ("cut", "flipped"):
-            assert "going on from ckpt.1.pt" in text and list(out.glob("damaged.*.pt")), text
+            # From ckpt.2.pt where the last save failed between its last two steps.
+            assert "going on from ckpt." in text and list(out.glob("damaged.*.pt")), text
     begun = True
     step = result(forked(checked_step))
     print(trial, kind, note, code, kept, step, sep=",", flush=True)
@@ -339,6 +341,27 @@ def test_damage_that_torch_reads_over_is_noticed(trained, tmp_path, capsys):
         checkpoint, which = newest_checkpoint(tmp_path)
         assert which == older or checksum(checkpoint) == whole
     assert "its checksum is wrong; going on from ckpt.1.pt" in capsys.readouterr().err
+
+
+def test_a_save_that_fails_at_its_last_step_costs_no_version(tmp_path, monkeypatch):
+    file, replace = tmp_path / "ckpt.pt", os.replace
+
+    def save(text):
+        with contextlib.suppress(PermissionError):
+            write_whole(file, lambda path: path.write_text(text), keep=2)
+        return sorted(path.read_text() for path in tmp_path.iterdir())
+
+    def refuse(old, new):
+        if str(old).endswith(".tmp"):
+            raise PermissionError("read-only")
+        replace(old, new)
+
+    assert save("1") == ["1"] and save("2") == ["1", "2"] and save("3") == ["2", "3"]
+    monkeypatch.setattr(os, "replace", refuse)
+    for _ in range(3):
+        assert save("4") == ["2", "3", "3"] and file.read_text() == "3"
+    monkeypatch.setattr(os, "replace", replace)
+    assert save("5") == ["3", "5"] and file.read_text() == "5"
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_none_is_missing_meanwhile(

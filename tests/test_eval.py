@@ -1,6 +1,7 @@
 """eval.py and tasks/: numbers against independent references, and generated programs that can
 neither harm nor cheat."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -595,8 +596,9 @@ def kernel_bytes():
 
 def descendants(pid):
     children = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        children += map(int, read(task).split())
+    with contextlib.suppress(FileNotFoundError):  # it has just ended
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            children += map(int, read(task).split())
     return children + [one for child in children for one in descendants(child)]
 
 
