@@ -164,7 +164,7 @@ def main():
         files, _ = sources.local_documents([cfg.path], LANGUAGES[cfg.language][0], cfg)
     cfg.tokenizer = cfg.tokenizer or newest_run()
     source = "the handmade functions" + (f" and those in {cfg.path}" if cfg.path else "")
-    changes = {"init_from": cfg.tokenizer, "dataset": cfg.out, "out_dir": f"out/{cfg.out}_tuned"}
+    changes = {"init_from": cfg.tokenizer, "dataset": cfg.out, "out_dir": f"out/finetune_{Path(cfg.out).name}"}
     changes = " ".join(f"--{key}={shlex.quote(value)}" for key, value in changes.items())
     command = f"python train.py config/finetune_handmade.py {changes}"
     documents = all_documents(shipped(cfg.language), files, cfg)

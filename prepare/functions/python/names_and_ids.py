@@ -30,10 +30,13 @@ def to_constant_name(text: str) -> str:
     return "_".join(re.findall(r"\w+", text)).upper()
 
 
-def kebab_case(name):
-    """Convert a name such as HttpServerError to http-server-error."""
-    parts = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)
-    return "-".join(part.lower() for part in parts)
+def mentioned_names(text):
+    """Return the names behind an @ in a message, in lower case and without repetition."""
+    names = []
+    for name in re.findall(r"(?<!\w)@(\w+)", text.lower()):
+        if name not in names:
+            names.append(name)
+    return names
 
 
 def unique_name(name, taken):
@@ -136,9 +139,9 @@ __test__ = {
     >>> title_from_slug("how-to_bake-bread")
     'How to bake bread'
     """,
-    "kebab_case": """
-    >>> kebab_case("HttpServerError"), kebab_case("parseJSON")
-    ('http-server-error', 'parse-json')
+    "mentioned_names": """
+    >>> mentioned_names("@Ada, ask @bo_2; not me@work. Thanks @ada!")
+    ['ada', 'bo_2']
     """,
     "short_id": """
     >>> short_id("hello"), len(short_id("hello", length=12))

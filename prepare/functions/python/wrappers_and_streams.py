@@ -5,7 +5,7 @@ import random
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain
 
 
 def retry(times, wait=0.0, errors=(Exception,)):
@@ -93,15 +93,19 @@ def call_or_default(function, default, *errors):
         return default
 
 
-def batched_lines(lines, size):
-    """Yield lists of size lines each, without reading more than one list ahead.
+def peek(items, default=None):
+    """Return the first item, and an iterator that still yields all items.
 
-    >>> list(batched_lines(iter("abcde"), 2))
-    [['a', 'b'], ['c', 'd'], ['e']]
+    >>> first, numbers = peek(iter([1, 2, 3]))
+    >>> first, list(numbers)
+    (1, [1, 2, 3])
     """
-    lines = iter(lines)
-    while batch := list(islice(lines, size)):
-        yield batch
+    items = iter(items)
+    try:
+        first = next(items)
+    except StopIteration:
+        return default, items
+    return first, chain([first], items)
 
 
 def take_last(items, count):
