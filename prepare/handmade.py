@@ -70,7 +70,8 @@ def needed_import(node: ast.Import | ast.ImportFrom, names: set[str]) -> str:
 
 # What may hold braces and words that are no code, and must be left out of account.
 GO_TEXT = re.compile(
-    r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|`[^`]*`|' + r"'(?:\\.|[^'\\\n])+'", re.S
+    r'//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\\n])*"|`[^`]*(?:`|\Z)|' + r"'(?:\\.|[^'\\\n])+'",
+    re.S,
 )
 # gofmt puts the brace that closes a function, and no other one in it, at the beginning of a line.
 GO_FUNCTION = re.compile(r"^func (\w+)(?:[^\n]*\}[ \t]*$|(?:(?!^func\b).)*?^\})", re.M | re.S)
@@ -87,7 +88,9 @@ def go_functions(text: str) -> Iterator[tuple[str, str]]:
     first = re.search(r"^(?:func|type|var|const)\b", code, re.M)
     imports = GO_IMPORT.findall(text[package.end() : first.start() if first else len(text)])
     for match in GO_FUNCTION.finditer(code):
-        comment = re.search(r"(?:^//[^\n]*\n)*\Z", text[: match.start()], re.M)[0]
+        begin = line = match.start()
+        while line and text.startswith("//", line := text.rfind("\n", 0, line - 1) + 1):
+            begin = line  # of its doc comment
         used = set(re.findall(r"\b(\w+)\.", match[0]))
         needed = [
             f'\t{alias} "{path}"' if alias else f'\t"{path}"'
@@ -95,8 +98,7 @@ def go_functions(text: str) -> Iterator[tuple[str, str]]:
             if (alias or re.sub(r"/v\d+$", "", path).split("/")[-1]) in used
         ]
         header = "import (\n" + "\n".join(needed) + "\n)\n\n" if needed else ""
-        function = comment + text[match.start() : match.end()]
-        yield match[1], f"{package[0]}\n\n{header}{function}\n"
+        yield match[1], f"{package[0]}\n\n{header}{text[begin : match.end()]}\n"
 
 
 # --- both -----------------------------------------------------------------------------------------
@@ -164,7 +166,11 @@ def main():
         files, _ = sources.local_documents([cfg.path], LANGUAGES[cfg.language][0], cfg)
     cfg.tokenizer = cfg.tokenizer or newest_run()
     source = "the handmade functions" + (f" and those in {cfg.path}" if cfg.path else "")
-    changes = {"init_from": cfg.tokenizer, "dataset": cfg.out, "out_dir": f"out/finetune_{Path(cfg.out).name}"}
+    changes = {
+        "init_from": cfg.tokenizer,
+        "dataset": cfg.out,
+        "out_dir": f"out/finetune_{Path(cfg.out).name}",
+    }
     changes = " ".join(f"--{key}={shlex.quote(value)}" for key, value in changes.items())
     command = f"python train.py config/finetune_handmade.py {changes}"
     documents = all_documents(shipped(cfg.language), files, cfg)
