@@ -280,6 +280,13 @@ def test_a_mistake_is_one_line(args, message, tmp_path, monkeypatch, capsys, tok
     assert "Traceback" not in captured.err and sorted(tmp_path.rglob("*")) == before
 
 
+def test_help_lists_a_setting_once_as_it_is_here(monkeypatch, capsys):
+    assert prepare(monkeypatch, "--help") == 0
+    listed = [line.split("=")[0] for line in capsys.readouterr().out.splitlines() if "  --" in line]
+    assert "  --decontaminate" in listed and "  --language" in listed
+    assert len(listed) == len(set(listed))
+
+
 def test_the_newest_run_gives_the_tokenizer(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(configurator, "ROOT", tmp_path)
     assert prepare(monkeypatch, f"--out={tmp_path / 'set'}") == 2
