@@ -15,7 +15,11 @@ def days_between(start: str, end: str) -> int:
 
 
 def weekday_name(day):
-    """Return the English name of the day of the week."""
+    """Return the English name of the day of the week.
+
+    >>> weekday_name(date(2024, 7, 4))
+    'Thursday'
+    """
     names = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
     return names[day.weekday()]
 
@@ -32,13 +36,21 @@ def add_months(day: date, months: int) -> date:
 
 
 def date_range(start, end):
-    """Return all dates from start to end, both included."""
+    """Return all dates from start to end, both included.
+
+    >>> [str(day) for day in date_range(date(2023, 12, 31), date(2024, 1, 1))]
+    ['2023-12-31', '2024-01-01']
+    """
     days = (end - start).days
     return [start + timedelta(days=n) for n in range(days + 1)]
 
 
 def is_weekend(day):
-    """Return True if the day is a Saturday or a Sunday."""
+    """Return True if the day is a Saturday or a Sunday.
+
+    >>> is_weekend(date(2024, 6, 1)), is_weekend(date(2024, 6, 3))
+    (True, False)
+    """
     return day.weekday() >= 5
 
 
@@ -107,12 +119,20 @@ def time_ago(then, now):
 
 
 def start_of_week(day):
-    """Return the Monday of the week that a day belongs to."""
+    """Return the Monday of the week that a day belongs to.
+
+    >>> start_of_week(date(2024, 7, 4)), start_of_week(date(2024, 7, 1))
+    (datetime.date(2024, 7, 1), datetime.date(2024, 7, 1))
+    """
     return day - timedelta(days=day.weekday())
 
 
 def quarter(day):
-    """Return the quarter of a date as text, such as 2024-Q3."""
+    """Return the quarter of a date as text, such as 2024-Q3.
+
+    >>> quarter(date(2024, 9, 30)), quarter(date(2024, 10, 1))
+    ('2024-Q3', '2024-Q4')
+    """
     return f"{day.year}-Q{(day.month - 1) // 3 + 1}"
 
 
@@ -136,31 +156,11 @@ def overlap_in_days(first: tuple[date, date], second: tuple[date, date]) -> int:
 
 
 __test__ = {
-    "weekday_name": """
-    >>> weekday_name(date(2024, 7, 4))
-    'Thursday'
-    """,
-    "date_range": """
-    >>> [str(day) for day in date_range(date(2023, 12, 31), date(2024, 1, 1))]
-    ['2023-12-31', '2024-01-01']
-    """,
-    "is_weekend": """
-    >>> is_weekend(date(2024, 6, 1)), is_weekend(date(2024, 6, 3))
-    (True, False)
-    """,
     "age_on": """
     >>> age_on(date(2000, 5, 20), date(2024, 5, 19))
     23
     >>> age_on(date(2000, 5, 20), date(2024, 5, 20))
     24
-    """,
-    "start_of_week": """
-    >>> start_of_week(date(2024, 7, 4)), start_of_week(date(2024, 7, 1))
-    (datetime.date(2024, 7, 1), datetime.date(2024, 7, 1))
-    """,
-    "quarter": """
-    >>> quarter(date(2024, 9, 30)), quarter(date(2024, 10, 1))
-    ('2024-Q3', '2024-Q4')
     """,
     "to_utc": """
     >>> summer = timezone(timedelta(hours=2))

@@ -21,7 +21,11 @@ def multiply_matrices(a, b):
 
 
 def turn_clockwise(grid):
-    """Return the grid turned by a quarter to the right."""
+    """Return the grid turned by a quarter to the right.
+
+    >>> turn_clockwise([[1, 2], [3, 4], [5, 6]])
+    [[5, 3, 1], [6, 4, 2]]
+    """
     return [list(row) for row in zip(*reversed(grid))]
 
 
@@ -113,10 +117,6 @@ __test__ = {
     >>> grid[0][1] = 7
     >>> grid
     [[0, 7, 0], [0, 0, 0]]
-    """,
-    "turn_clockwise": """
-    >>> turn_clockwise([[1, 2], [3, 4], [5, 6]])
-    [[5, 3, 1], [6, 4, 2]]
     """,
     "grid_neighbours": """
     >>> grid = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]

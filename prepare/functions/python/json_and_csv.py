@@ -83,7 +83,11 @@ def csv_line(values):
 
 
 def guess_delimiter(line):
-    """Return which of comma, semicolon, tab and bar is the most frequent in a line of CSV."""
+    """Return which of comma, semicolon, tab and bar is the most frequent in a line of CSV.
+
+    >>> guess_delimiter("name;price,net;date")
+    ';'
+    """
     return max([",", ";", "\t", "|"], key=line.count)
 
 
@@ -132,7 +136,11 @@ def json_path(data, path):
 
 
 def same_json(first, second):
-    """Return True if two JSON texts mean the same, whatever their spaces and order of keys."""
+    """Return True if two JSON texts mean the same, whatever their spaces and order of keys.
+
+    >>> same_json('{"a": 1, "b": [2]}', '{"b":[2],"a":1}'), same_json("[1, 2]", "[2, 1]")
+    (True, False)
+    """
     return json.loads(first) == json.loads(second)
 
 
@@ -181,16 +189,8 @@ __test__ = {
     >>> path.read_text().splitlines()
     ['id,name', '1,Ada', '2,"Bo, jr."']
     """,
-    "guess_delimiter": """
-    >>> guess_delimiter("name;price,net;date")
-    ';'
-    """,
     "json_path": """
     >>> json_path({"users": [{"name": "Ada"}]}, "users.0.name")
     'Ada'
-    """,
-    "same_json": """
-    >>> same_json('{"a": 1, "b": [2]}', '{"b":[2],"a":1}'), same_json("[1, 2]", "[2, 1]")
-    (True, False)
     """,
 }

@@ -14,17 +14,29 @@ def pick(mapping, keys):
 
 
 def omit(mapping, keys):
-    """Return a new dict without these keys."""
+    """Return a new dict without these keys.
+
+    >>> omit({"name": "Ada", "password": "x"}, ["password"])
+    {'name': 'Ada'}
+    """
     return {key: value for key, value in mapping.items() if key not in keys}
 
 
 def rename_keys(mapping, names):
-    """Return a new dict whose keys are renamed as names says; other keys stay."""
+    """Return a new dict whose keys are renamed as names says; other keys stay.
+
+    >>> rename_keys({"fname": "Ada", "id": 1}, {"fname": "first_name"})
+    {'first_name': 'Ada', 'id': 1}
+    """
     return {names.get(key, key): value for key, value in mapping.items()}
 
 
 def drop_none(mapping):
-    """Return a new dict without the items whose value is None."""
+    """Return a new dict without the items whose value is None.
+
+    >>> drop_none({"a": None, "b": 0, "c": ""})
+    {'b': 0, 'c': ''}
+    """
     return {key: value for key, value in mapping.items() if value is not None}
 
 
@@ -84,7 +96,11 @@ def group_rows(rows, key):
 
 
 def index_by(rows, key):
-    """Return a dict from the value of a key to the row that has it; the last row wins."""
+    """Return a dict from the value of a key to the row that has it; the last row wins.
+
+    >>> index_by([{"id": 7, "name": "Ada"}], "id")[7]["name"]
+    'Ada'
+    """
     return {row[key]: row for row in rows}
 
 
@@ -126,7 +142,11 @@ def key_of_largest(mapping):
 
 
 def sort_by_value(mapping, reverse=False):
-    """Return a dict with the same items in the order of their values."""
+    """Return a dict with the same items in the order of their values.
+
+    >>> list(sort_by_value({"a": 2, "b": 1}))
+    ['b', 'a']
+    """
     items = sorted(mapping.items(), key=lambda item: item[1], reverse=reverse)
     return dict(items)
 
@@ -152,30 +172,18 @@ def add_counts(*counts):
 
 
 def map_values(mapping, function):
-    """Return a dict with the same keys and function(value) in place of each value."""
+    """Return a dict with the same keys and function(value) in place of each value.
+
+    >>> map_values({"a": "1", "b": "2"}, int)
+    {'a': 1, 'b': 2}
+    """
     return {key: function(value) for key, value in mapping.items()}
 
 
 __test__ = {
-    "omit": """
-    >>> omit({"name": "Ada", "password": "x"}, ["password"])
-    {'name': 'Ada'}
-    """,
-    "rename_keys": """
-    >>> rename_keys({"fname": "Ada", "id": 1}, {"fname": "first_name"})
-    {'first_name': 'Ada', 'id': 1}
-    """,
-    "drop_none": """
-    >>> drop_none({"a": None, "b": 0, "c": ""})
-    {'b': 0, 'c': ''}
-    """,
     "nest_keys": """
     >>> nest_keys({"a.b": 1, "a.c.d": 2, "e": 3})
     {'a': {'b': 1, 'c': {'d': 2}}, 'e': 3}
-    """,
-    "index_by": """
-    >>> index_by([{"id": 7, "name": "Ada"}], "id")[7]["name"]
-    'Ada'
     """,
     "total_by": """
     >>> total_by([("rent", 800), ("food", 20.5), ("food", 9.5)])
@@ -185,16 +193,8 @@ __test__ = {
     >>> key_of_largest({"a": 3, "b": 9, "c": 5}), key_of_largest({})
     ('b', None)
     """,
-    "sort_by_value": """
-    >>> list(sort_by_value({"a": 2, "b": 1}))
-    ['b', 'a']
-    """,
     "add_counts": """
     >>> add_counts({"a": 1}, {"a": 2, "b": 1})
     {'a': 3, 'b': 1}
-    """,
-    "map_values": """
-    >>> map_values({"a": "1", "b": "2"}, int)
-    {'a': 1, 'b': 2}
     """,
 }

@@ -16,7 +16,11 @@ def slugify(title):
 
 
 def title_from_slug(slug):
-    """Turn the last part of a web address back into a title."""
+    """Turn the last part of a web address back into a title.
+
+    >>> title_from_slug("how-to_bake-bread")
+    'How to bake bread'
+    """
     words = slug.replace("_", "-").split("-")
     return " ".join(words).strip().capitalize()
 
@@ -64,7 +68,11 @@ def safe_file_name(name, replacement="_"):
 
 
 def short_id(text, length=8):
-    """Return a short id that is always the same for the same text."""
+    """Return a short id that is always the same for the same text.
+
+    >>> short_id("hello"), len(short_id("hello", length=12))
+    ('2cf24dba', 12)
+    """
     digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
     return digest[:length]
 
@@ -135,17 +143,9 @@ def make_counter(prefix):
 
 
 __test__ = {
-    "title_from_slug": """
-    >>> title_from_slug("how-to_bake-bread")
-    'How to bake bread'
-    """,
     "mentioned_names": """
     >>> mentioned_names("@Ada, ask @bo_2; not me@work. Thanks @ada!")
     ['ada', 'bo_2']
-    """,
-    "short_id": """
-    >>> short_id("hello"), len(short_id("hello", length=12))
-    ('2cf24dba', 12)
     """,
     "is_uuid": """
     >>> is_uuid("12345678-1234-5678-1234-567812345678")

@@ -50,7 +50,11 @@ def moving_average(values, window):
 
 
 def percent_change(old, new):
-    """Return by how many percent a value grew from old to new."""
+    """Return by how many percent a value grew from old to new.
+
+    >>> percent_change(80, 100), percent_change(100, 80)
+    (25.0, -20.0)
+    """
     return (new - old) / old * 100
 
 
@@ -81,7 +85,11 @@ def round_money(amount: str) -> Decimal:
 
 
 def split_bill(cents, people):
-    """Divide an amount of cents so that the shares differ by one cent at most."""
+    """Divide an amount of cents so that the shares differ by one cent at most.
+
+    >>> split_bill(1000, 3)
+    [334, 333, 333]
+    """
     share, left = divmod(cents, people)
     return [share + 1] * left + [share] * (people - left)
 
@@ -176,17 +184,9 @@ __test__ = {
     >>> standard_deviation([2, 4, 4, 4, 5, 5, 7, 9]) == math.sqrt(32 / 7)
     True
     """,
-    "percent_change": """
-    >>> percent_change(80, 100), percent_change(100, 80)
-    (25.0, -20.0)
-    """,
     "safe_divide": """
     >>> safe_divide(1, 4), safe_divide(1, 0), safe_divide(1, 0, default=None)
     (0.25, 0.0, None)
-    """,
-    "split_bill": """
-    >>> split_bill(1000, 3)
-    [334, 333, 333]
     """,
     "compound_interest": """
     >>> compound_interest(100, 10, 2)

@@ -32,7 +32,11 @@ def sliding_windows(items, size):
 
 
 def neighbours(items):
-    """Return the pairs of items that follow each other."""
+    """Return the pairs of items that follow each other.
+
+    >>> neighbours([1, 2, 3])
+    [(1, 2), (2, 3)]
+    """
     return list(zip(items, items[1:]))
 
 
@@ -48,7 +52,11 @@ def interleave(first, second):
 
 
 def without(items, unwanted):
-    """Return the items that are not among the unwanted ones."""
+    """Return the items that are not among the unwanted ones.
+
+    >>> without([3, 1, 2, 3], [3])
+    [1, 2]
+    """
     unwanted = set(unwanted)
     return [item for item in items if item not in unwanted]
 
@@ -69,7 +77,11 @@ def split_at(items, separator):
 
 
 def pad_right(items, length, fill=None):
-    """Return the list with fill appended until it has the given length."""
+    """Return the list with fill appended until it has the given length.
+
+    >>> pad_right([1], 3, fill=0), pad_right([1, 2], 1)
+    ([1, 0, 0], [1, 2])
+    """
     missing = max(0, length - len(items))
     return list(items) + [fill] * missing
 
@@ -129,17 +141,29 @@ def shuffled(items, seed):
 
 
 def same_items(first, second):
-    """Return True if both lists hold the same items equally often, in any order."""
+    """Return True if both lists hold the same items equally often, in any order.
+
+    >>> same_items([1, 2, 2], [2, 1, 2]), same_items([1, 2], [1, 1, 2])
+    (True, False)
+    """
     return Counter(first) == Counter(second)
 
 
 def differences(values):
-    """Return the difference between each number and the one before it."""
+    """Return the difference between each number and the one before it.
+
+    >>> differences([1, 4, 9])
+    [3, 5]
+    """
     return [after - before for before, after in zip(values, values[1:])]
 
 
 def most_frequent(items):
-    """Return the item that occurs most often, None for an empty list."""
+    """Return the item that occurs most often, None for an empty list.
+
+    >>> most_frequent(["x", "y", "y"]), most_frequent([])
+    ('y', None)
+    """
     counts = Counter(items)
     return max(counts, key=counts.get, default=None)
 
@@ -167,18 +191,6 @@ __test__ = {
     >>> first_match([], bool, default="none")
     'none'
     """,
-    "neighbours": """
-    >>> neighbours([1, 2, 3])
-    [(1, 2), (2, 3)]
-    """,
-    "without": """
-    >>> without([3, 1, 2, 3], [3])
-    [1, 2]
-    """,
-    "pad_right": """
-    >>> pad_right([1], 3, fill=0), pad_right([1, 2], 1)
-    ([1, 0, 0], [1, 2])
-    """,
     "repeated_items": """
     >>> sorted(repeated_items([1, 2, 1, 3, 2, 1]))
     [1, 2]
@@ -193,18 +205,6 @@ __test__ = {
     True
     >>> sorted(shuffled(numbers, 1)) == numbers
     True
-    """,
-    "same_items": """
-    >>> same_items([1, 2, 2], [2, 1, 2]), same_items([1, 2], [1, 1, 2])
-    (True, False)
-    """,
-    "differences": """
-    >>> differences([1, 4, 9])
-    [3, 5]
-    """,
-    "most_frequent": """
-    >>> most_frequent(["x", "y", "y"]), most_frequent([])
-    ('y', None)
     """,
     "round_robin": """
     >>> rounds = round_robin(list("abcde"))

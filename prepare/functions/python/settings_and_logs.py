@@ -54,7 +54,11 @@ def first_set(*values):
 
 
 def fill_template(template, values):
-    """Put values into a text with placeholders such as $name; unknown ones stay."""
+    """Put values into a text with placeholders such as $name; unknown ones stay.
+
+    >>> fill_template("Dear $name, pay $amount.", {"name": "Ada"})
+    'Dear Ada, pay $amount.'
+    """
     return Template(template).safe_substitute(values)
 
 
@@ -146,10 +150,6 @@ __test__ = {
     "first_set": """
     >>> first_set(None, 0, 5), first_set(None)
     (0, None)
-    """,
-    "fill_template": """
-    >>> fill_template("Dear $name, pay $amount.", {"name": "Ada"})
-    'Dear Ada, pay $amount.'
     """,
     "get_logger": """
     >>> logger = get_logger("nanoneox.example", logging.DEBUG)

@@ -34,12 +34,20 @@ def sort_rows(rows, *keys):
 
 
 def top_scores(scores, count):
-    """Return the names with the highest scores, the best one first."""
+    """Return the names with the highest scores, the best one first.
+
+    >>> top_scores({"Ada": 9, "Bo": 3, "Cy": 7}, 2)
+    ['Ada', 'Cy']
+    """
     return heapq.nlargest(count, scores, key=scores.get)
 
 
 def insert_sorted(items, item):
-    """Return the sorted list with one more item in its place."""
+    """Return the sorted list with one more item in its place.
+
+    >>> insert_sorted([1, 4, 9], 5)
+    [1, 4, 5, 9]
+    """
     position = bisect.bisect_right(items, item)
     return items[:position] + [item] + items[position:]
 
@@ -129,14 +137,6 @@ def merge_periods(periods):
 
 
 __test__ = {
-    "top_scores": """
-    >>> top_scores({"Ada": 9, "Bo": 3, "Cy": 7}, 2)
-    ['Ada', 'Cy']
-    """,
-    "insert_sorted": """
-    >>> insert_sorted([1, 4, 9], 5)
-    [1, 4, 5, 9]
-    """,
     "nearest_value": """
     >>> [nearest_value([1, 5, 10], value) for value in (0, 4, 8, 99)]
     [1, 5, 10, 10]

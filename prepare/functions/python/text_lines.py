@@ -101,7 +101,12 @@ def split_fixed_width(line, widths):
 
 
 def wrap_comment(text, width=60, prefix="# "):
-    """Wrap a text into comment lines that are no longer than width."""
+    """Wrap a text into comment lines that are no longer than width.
+
+    >>> print(wrap_comment("This explains why the cache is cleared here.", width=24))
+    # This explains why the
+    # cache is cleared here.
+    """
     lines = textwrap.wrap(text, width - len(prefix))
     return "\n".join(prefix + line for line in lines)
 
@@ -161,11 +166,6 @@ __test__ = {
     "unindent": r"""
     >>> unindent("\n    a\n      b\n")
     'a\n  b'
-    """,
-    "wrap_comment": """
-    >>> print(wrap_comment("This explains why the cache is cleared here.", width=24))
-    # This explains why the
-    # cache is cleared here.
     """,
     "squeeze_blank_lines": r"""
     >>> squeeze_blank_lines("a\n\n\n\nb\nc")

@@ -9,7 +9,11 @@ from collections import Counter
 
 
 def squeeze_spaces(text):
-    """Return the text with each run of whitespace replaced by one space, and none at its ends."""
+    """Return the text with each run of whitespace replaced by one space, and none at its ends.
+
+    >>> squeeze_spaces("  two   words  ")
+    'two words'
+    """
     return " ".join(text.split())
 
 
@@ -37,7 +41,11 @@ def shorten_middle(text: str, width: int) -> str:
 
 
 def most_common_words(text, count):
-    """Return the words that occur most often in the text, in lower case, with their counts."""
+    """Return the words that occur most often in the text, in lower case, with their counts.
+
+    >>> most_common_words("The cat saw the dog. The dog ran.", 2)
+    [('the', 3), ('dog', 2)]
+    """
     words = re.findall(r"[a-z']+", text.lower())
     return Counter(words).most_common(count)
 
@@ -103,7 +111,11 @@ def highlight(text, words, mark="**"):
 
 
 def remove_punctuation(text):
-    """Return the text without any ASCII punctuation."""
+    """Return the text without any ASCII punctuation.
+
+    >>> remove_punctuation("Well, it's done!")
+    'Well its done'
+    """
     return text.translate(str.maketrans("", "", string.punctuation))
 
 
@@ -142,14 +154,6 @@ def as_bullets(items, width=40):
 
 
 __test__ = {
-    "squeeze_spaces": """
-    >>> squeeze_spaces("  two   words  ")
-    'two words'
-    """,
-    "most_common_words": """
-    >>> most_common_words("The cat saw the dog. The dog ran.", 2)
-    [('the', 3), ('dog', 2)]
-    """,
     "split_sentences": """
     >>> split_sentences("It works. Does it? Yes!")
     ['It works.', 'Does it?', 'Yes!']
@@ -159,10 +163,6 @@ __test__ = {
     "highlight": """
     >>> highlight("Save the file, then close the File.", ["file"])
     'Save the **file**, then close the **File**.'
-    """,
-    "remove_punctuation": """
-    >>> remove_punctuation("Well, it's done!")
-    'Well its done'
     """,
     "paragraphs": r"""
     >>> paragraphs("One\ntwo.\n\n\n  Three.\n")

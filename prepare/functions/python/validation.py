@@ -16,7 +16,11 @@ def looks_like_email(text):
 
 
 def is_web_address(text):
-    """Return True if the text is an http or https address with a host."""
+    """Return True if the text is an http or https address with a host.
+
+    >>> is_web_address("https://python.org/doc"), is_web_address("python.org")
+    (True, False)
+    """
     parts = urlparse(text)
     return parts.scheme in ("http", "https") and bool(parts.netloc)
 
@@ -71,7 +75,11 @@ def password_problems(password: str) -> list[str]:
 
 
 def missing_fields(form, required):
-    """Return the required fields that a form lacks or has left empty."""
+    """Return the required fields that a form lacks or has left empty.
+
+    >>> missing_fields({"name": "Ada", "city": ""}, ["name", "city", "zip"])
+    ['city', 'zip']
+    """
     return [name for name in required if form.get(name) in (None, "")]
 
 
@@ -113,7 +121,11 @@ def parse_range_list(text):
 
 
 def is_identifier(text):
-    """Return True if the text can be a name: ASCII letters, digits and _, no digit first."""
+    """Return True if the text can be a name: ASCII letters, digits and _, no digit first.
+
+    >>> [is_identifier(text) for text in ("max_1", "1max", "größe", "")]
+    [True, False, False, False]
+    """
     allowed = set(string.ascii_letters + string.digits + "_")
     return bool(text) and not text[0].isdigit() and set(text) <= allowed
 
@@ -149,10 +161,6 @@ def check_types(row, types):
 
 
 __test__ = {
-    "is_web_address": """
-    >>> is_web_address("https://python.org/doc"), is_web_address("python.org")
-    (True, False)
-    """,
     "is_ip_address": """
     >>> [is_ip_address(text) for text in ("127.0.0.1", "::1", "256.1.1.1")]
     [True, True, False]
@@ -161,19 +169,11 @@ __test__ = {
     >>> is_valid_isbn("978-0-306-40615-7"), is_valid_isbn("978-0-306-40615-8")
     (True, False)
     """,
-    "missing_fields": """
-    >>> missing_fields({"name": "Ada", "city": ""}, ["name", "city", "zip"])
-    ['city', 'zip']
-    """,
     "parse_number": """
     >>> parse_number("2,5")
     2.5
     >>> parse_number("130", high=120)
     Traceback (most recent call last):
     ValueError: 130 is above 120
-    """,
-    "is_identifier": """
-    >>> [is_identifier(text) for text in ("max_1", "1max", "größe", "")]
-    [True, False, False, False]
     """,
 }

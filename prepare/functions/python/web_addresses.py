@@ -44,7 +44,11 @@ def without_tracking(url):
 
 
 def domain(url):
-    """Return the host of an address in lower case, without www. in front."""
+    """Return the host of an address in lower case, without www. in front.
+
+    >>> domain("https://www.Python.org:443/about"), domain("no address")
+    ('python.org', '')
+    """
     host = urlsplit(url).hostname or ""
     return host.removeprefix("www.")
 
@@ -96,7 +100,11 @@ def status_text(code):
 
 
 def basic_auth_header(user, password):
-    """Return the header that logs a user in by HTTP's basic authentication."""
+    """Return the header that logs a user in by HTTP's basic authentication.
+
+    >>> basic_auth_header("ada", "open")
+    {'Authorization': 'Basic YWRhOm9wZW4='}
+    """
     credentials = f"{user}:{password}".encode()
     return {"Authorization": "Basic " + base64.b64encode(credentials).decode("ascii")}
 
@@ -136,10 +144,6 @@ __test__ = {
     >>> without_tracking("https://a.example/p?id=7&utm_source=mail&gclid=x")
     'https://a.example/p?id=7'
     """,
-    "domain": """
-    >>> domain("https://www.Python.org:443/about"), domain("no address")
-    ('python.org', '')
-    """,
     "join_url": """
     >>> join_url("https://a.example/", "/users/", 7, "my file")
     'https://a.example/users/7/my%20file'
@@ -151,10 +155,6 @@ __test__ = {
     "status_text": """
     >>> status_text(404), status_text(799)
     ('404 Not Found', '799 unknown')
-    """,
-    "basic_auth_header": """
-    >>> basic_auth_header("ada", "open")
-    {'Authorization': 'Basic YWRhOm9wZW4='}
     """,
     "strip_tags": """
     >>> strip_tags("<p>Fish &amp; <b>chips</b></p><script>run()</script>")

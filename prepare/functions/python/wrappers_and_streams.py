@@ -109,7 +109,11 @@ def peek(items, default=None):
 
 
 def take_last(items, count):
-    """Return the last items of an iterator, holding no more than count of them."""
+    """Return the last items of an iterator, holding no more than count of them.
+
+    >>> take_last(iter(range(100)), 3)
+    [97, 98, 99]
+    """
     return list(deque(items, maxlen=count))
 
 
@@ -162,7 +166,11 @@ def walk_tree(tree, children):
 
 
 def map_in_threads(function, items, workers=4):
-    """Return function(item) for each item, in order, computed in several threads."""
+    """Return function(item) for each item, in order, computed in several threads.
+
+    >>> map_in_threads(str.upper, ["a", "b", "c"], workers=2)
+    ['A', 'B', 'C']
+    """
     with ThreadPoolExecutor(max_workers=workers) as pool:
         return list(pool.map(function, items))
 
@@ -188,18 +196,10 @@ __test__ = {
     >>> call_or_default(lambda: int("x"), 0, ValueError), call_or_default(lambda: 7, 0)
     (0, 7)
     """,
-    "take_last": """
-    >>> take_last(iter(range(100)), 3)
-    [97, 98, 99]
-    """,
     "pairwise_merge": """
     >>> list(pairwise_merge([1, 4, 9], [2, 3, 10, 11]))
     [1, 2, 3, 4, 9, 10, 11]
     >>> list(pairwise_merge([], [1])), list(pairwise_merge([1], []))
     ([1], [1])
-    """,
-    "map_in_threads": """
-    >>> map_in_threads(str.upper, ["a", "b", "c"], workers=2)
-    ['A', 'B', 'C']
     """,
 }
