@@ -9,6 +9,7 @@ tokens tells where the gap begins. This file imports no torch, since prepare/ us
 """
 
 import random
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,15 @@ GROWTH = 8  # tokens by which a piece may grow when it is cut in three
 def knows_fim(tok: Tokenizer) -> bool:
     """Whether the tokenizer has the three tokens, and the one that ends a middle."""
     return tok.eot is not None and all(name in tok.special for name in FIM)
+
+
+def require(tok: Tokenizer):
+    """ValueError if a model with this tokenizer cannot have learnt to fill a gap."""
+    if not knows_fim(tok):
+        raise ValueError(
+            "this model's tokenizer has no tokens for filling in the middle; prepare/python.py "
+            "makes one that has (--tokenizer=bpe), and data to learn it from"
+        )
 
 
 # --- learning it ----------------------------------------------------------------------------------
@@ -79,3 +89,49 @@ def marks(tok: Tokenizer) -> list[int]:
     """The ids that stand before the prefix, the suffix and the middle."""
     before_prefix, before_middle, before_suffix = (tok.special[name] for name in FIM)
     return [before_prefix, before_suffix, before_middle]
+
+
+# --- asking for it --------------------------------------------------------------------------------
+
+
+class Gap(NamedTuple):
+    """What a model reads to fill a gap; the names are those of a Prompt in parts/generate.py."""
+
+    ids: list[int]
+    first_ids: list[int] | None  # the tokens of which the first new one must be one; None: any
+    begun: bytes  # the end of the prefix, with which that one begins
+
+    @property
+    def healed(self) -> int:
+        return len(self.begun)
+
+
+def read_gap(tok: Tokenizer, prefix: str, suffix: str, context: int, max_new_tokens: int) -> Gap:
+    """The gap between two texts as the model wants it, suffix first, and healed as a prompt is
+    (`Tokenizer.heal`).
+
+    It leaves room for max_new_tokens, or half of the context, in the model's context: of the suffix
+    only the beginning is kept, of the prefix only the end; each gets half of what is left, or what
+    the other does not need. ValueError if the tokenizer or the context do not allow it."""
+    require(tok)
+    if context < SHORTEST:
+        raise ValueError(
+            f"a context of {context} tokens is too short to fill in the middle; {SHORTEST} will do"
+        )
+    room = context - min(max_new_tokens, context // 2) - len(FIM) - 1
+    before, after = tok.encode(prefix), tok.encode(suffix)
+    after = after[: max(room // 2, room - len(before))]
+    before = before[max(len(before) + len(after) - room, 0) :]
+    before_prefix, before_suffix, before_middle = marks(tok)
+    ids = [tok.eot, before_prefix, before_suffix, *after, before_middle, *before]
+    ids, begun, first_ids = tok.heal(ids)
+    return Gap(ids, first_ids, begun)
+
+
+def filled(tok: Tokenizer, gap: Gap, middle: str) -> tuple[list[int], int]:
+    """The tokens of a gap and of what fills it, with the end-of-text token after them, and the
+    number of the first one that reaches into the middle."""
+    written = tok.encode(gap.begun.decode(errors="replace") + middle)
+    ends = np.cumsum([len(tok.token_bytes(i)) for i in written])
+    start = int(np.searchsorted(ends, gap.healed, "right"))
+    return [*gap.ids, *written, tok.eot], len(gap.ids) + start

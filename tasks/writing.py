@@ -7,7 +7,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from model import NeoX
-from parts.generate import completion, generate, read_prompt
+from parts.generate import Prompt, completion, generate, read_prompt
+from parts.infill import Gap, read_gap
 from parts.tokenizer import Tokenizer
 from tasks.code import Excerpt, body
 from tasks.places import Place
@@ -33,11 +34,39 @@ def complete(
 
     stop(text) says whether enough was written. While writing, that text begins with the prompt's
     last token, which is written again (see Tokenizer.heal). name: of the progress bar."""
+    room = writer.network.config.block_size * 3 // 4
+    read = [read_prompt(writer.tokenizer, text, special=False) for text in prompts]
+    read = [prompt._replace(ids=prompt.ids[-room:]) for prompt in read]
+    return go_on(writer, read, writer.options.max_new_tokens, stop, name)
+
+
+def fill(
+    writer: Writer, gaps: list[tuple[str, str]], max_new_tokens: int, name: str
+) -> list[Excerpt]:
+    """Fill the gap between the two texts of each pair, with at most half a context of tokens.
+    Returns what was written, and whether it came to an end."""
+    context = writer.network.config.block_size
+    new = min(max_new_tokens, context // 2)
+    read = [read_gap(writer.tokenizer, *gap, context, new) for gap in gaps]
+    written = go_on(writer, read, new, never, name)
+    return written
+
+
+def never(text: str) -> bool:
+    return False
+
+
+def go_on(
+    writer: Writer,
+    prompts: list[Prompt] | list[Gap],
+    max_new_tokens: int,
+    stop: Callable[[str], bool],
+    name: str,
+) -> list[Excerpt]:
+    """`complete` for prompts that were read already."""
     network, tokenizer, options, temperature = writer
-    room, special = network.config.block_size * 3 // 4, set(tokenizer.special.values())
-    rows = [(n, read_prompt(tokenizer, text, special=False)) for n, text in enumerate(prompts)]
-    rows = [(n, prompt._replace(ids=prompt.ids[-room:])) for n, prompt in rows]
-    rows.sort(key=lambda row: len(row[1].ids))
+    special = set(tokenizer.special.values())
+    rows = sorted(enumerate(prompts), key=lambda row: len(row[1].ids))
     size, results = rows_per_batch(next(network.parameters()).device.type), {}
 
     def enough(ids):
@@ -48,7 +77,7 @@ def complete(
         outputs = generate(
             network,
             [prompt.ids for _, prompt in batch],
-            options.max_new_tokens,
+            max_new_tokens,
             temperature=temperature,
             top_p=options.top_p,
             stop_ids=special,

@@ -1,0 +1,57 @@
+"""Held-out code with a gap, filled greedily: how close is that to what stood there?"""
+
+import numpy as np
+
+from parts import infill
+from tasks.code import parses, rest_of_line
+from tasks.completion import NOT_CODE, edit_similarity, exact_match
+from tasks.places import GAPS, Place, draw
+from tasks.task import Examinee, Task
+from tasks.writing import Writer, fill, write
+
+
+class Infill(Task):
+    """Gaps of one line (line), of 2 to 8 lines (block) and of some characters (span). Each metric
+    is named kind_metric, and in percent. line_exact_left: the same lines, written from left to
+    right by a model that does not see what follows."""
+
+    def prepare(self):
+        if not self.language:
+            raise ValueError(NOT_CODE)
+        infill.require(self.tokenizer)
+
+    def texts(self) -> dict[str, int]:
+        return {"num_completions": 1}
+
+    def measure(self, examinee: Examinee) -> dict[str, float]:
+        writer = Writer(examinee.network, self.tokenizer, self.options, temperature=0)
+        count, seed, report = self.options.num_completions, self.options.seed, {}
+        for kind in GAPS:
+            drawn = draw(self.tokens, self.tokenizer, self.language, kind, count, seed, GAPS)
+            places = list(drawn)
+            if not places:
+                continue
+            gaps = [(place.before, place.after) for place in places]
+            written = [text for text, _ in fill(writer, gaps, self.most(kind, writer), kind)]
+            for metric, value in self.compare(written, places).items():
+                report[f"infill_{kind}_{metric}"] = float(value)
+            if kind == "line":
+                prompts = [place.before for place in places]
+                left = [text for text, _ in write(writer, prompts, rest_of_line, "line, left")]
+                exact = self.compare(left, places)["exact"]
+                report["infill_line_exact_left"] = float(exact)
+        return report
+
+    def compare(self, written: list[str], places: list[Place]) -> dict[str, float]:
+        pairs = list(zip(written, places))
+        wholes = [place.before + text + place.after for text, place in pairs]
+        whole = [parses(text, self.language) for text in wholes]
+        report = {
+            "exact": 100 * np.mean([exact_match(text, place.target) for text, place in pairs]),
+            "edit": np.mean(
+                [edit_similarity(text.strip(), place.target.strip()) for text, place in pairs]
+            ),
+        }
+        if None not in whole:
+            report["parse"] = 100 * np.mean(whole)
+        return report
