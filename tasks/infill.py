@@ -9,6 +9,8 @@ from tasks.places import GAPS, Place, draw
 from tasks.task import Examinee, Task
 from tasks.writing import Writer, fill, write
 
+LONGEST = {"line": 40, "block": 200, "span": 60}  # tokens that fill a gap, at most
+
 
 class Infill(Task):
     """Gaps of one line (line), of 2 to 8 lines (block) and of some characters (span). Each metric
@@ -32,7 +34,8 @@ class Infill(Task):
             if not places:
                 continue
             gaps = [(place.before, place.after) for place in places]
-            written = [text for text, _ in fill(writer, gaps, self.most(kind, writer), kind)]
+            most = min(self.options.max_new_tokens, LONGEST[kind])
+            written = [text for text, _ in fill(writer, gaps, most, kind)]
             for metric, value in self.compare(written, places).items():
                 report[f"infill_{kind}_{metric}"] = float(value)
             if kind == "line":
