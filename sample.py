@@ -19,7 +19,7 @@ from tqdm import tqdm
 from parts import configurator, memory, runs
 from parts import device as devices
 from parts.generate import completion, read_prompt, stream, text_pieces
-from parts.infill import read_gap
+from parts.infill import joined, meeting, read_gap
 
 CURSOR = "<CURSOR>"
 LONGEST_PROMPT = 4_000_000  # characters, far more than any context; a stream may never end
@@ -98,6 +98,7 @@ def main():
         if suffix or cfg.fim_file:
             prompt = read_gap(tokenizer, text, suffix, model.config.block_size, most)
             most = min(most, model.config.block_size - len(prompt.ids))
+            cfg.stop += meeting(suffix)
         memory.check_generation(model, cfg.num_samples, len(prompt.ids), most)
 
     def ended(ids):
@@ -121,7 +122,7 @@ def main():
     if cfg.num_samples == 1:
         print(text, end="", flush=True)
         ids = (step[0] for step in steps)
-        for piece in text_pieces(tokenizer, ids, prompt.healed, cfg.stop):
+        for piece in joined(text_pieces(tokenizer, ids, prompt.healed, cfg.stop), suffix):
             print(piece, end="", flush=True)
         print(suffix)
         return
@@ -131,6 +132,7 @@ def main():
             output += [] if token is None else [token]
     for number, output in enumerate(outputs, 1):
         written = completion(tokenizer, output, prompt.healed, cfg.stop)
+        written = "".join(joined([written], suffix))
         print(f"{'-' * 30} sample {number}\n{text}{written}{suffix}")
 
 

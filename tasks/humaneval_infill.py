@@ -55,4 +55,4 @@ class HumanEvalInfill(HumanEval):
 
     def write(self, writer: Writer, problems: list[Problem]) -> list[str]:
         gaps = [(problem.prompt, problem.suffix) for problem in problems]
-        return [text for text, _ in fill(writer, gaps, self.options.max_new_tokens, self.name)]
+        return fill(writer, gaps, self.options.max_new_tokens, self.name)

@@ -3,13 +3,17 @@
 import numpy as np
 
 from parts import infill
-from tasks.code import parses, rest_of_line
+from tasks.code import next_line, parses
 from tasks.completion import NOT_CODE, edit_similarity, exact_match
 from tasks.places import GAPS, Place, draw
 from tasks.task import Examinee, Task
 from tasks.writing import Writer, fill, write
 
 LONGEST = {"line": 40, "block": 200, "span": 60}  # tokens that fill a gap, at most
+
+
+def has_next_line(text: str) -> bool:
+    return next_line(text).ended
 
 
 class Infill(Task):
@@ -33,17 +37,25 @@ class Infill(Task):
             places = list(drawn)
             if not places:
                 continue
-            gaps = [(place.before, place.after) for place in places]
-            most = min(self.options.max_new_tokens, LONGEST[kind])
-            written = [text for text, _ in fill(writer, gaps, most, kind)]
+            written = self.fill(writer, kind, places)
             for metric, value in self.compare(written, places).items():
                 report[f"infill_{kind}_{metric}"] = float(value)
             if kind == "line":
                 prompts = [place.before for place in places]
-                left = [text for text, _ in write(writer, prompts, rest_of_line, "line, left")]
+                left = [text for text, _ in write(writer, prompts, next_line, "line, left")]
                 exact = self.compare(left, places)["exact"]
                 report["infill_line_exact_left"] = float(exact)
         return report
+
+    def fill(self, writer: Writer, kind: str, places: list[Place]) -> list[str]:
+        """What the model writes into each gap. That one line is missing it is told: the first one
+        with anything in it counts, as it does without the suffix."""
+        gaps = [(place.before, place.after) for place in places]
+        most = min(self.options.max_new_tokens, LONGEST[kind])
+        if kind != "line":
+            return fill(writer, gaps, most, kind)
+        written = fill(writer, gaps, most, kind, has_next_line)
+        return [next_line(text).text for text in written]
 
     def compare(self, written: list[str], places: list[Place]) -> dict[str, float]:
         pairs = list(zip(written, places))

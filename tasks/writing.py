@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from model import NeoX
 from parts.generate import Prompt, completion, generate, read_prompt
-from parts.infill import Gap, read_gap
+from parts.infill import Gap, read_gap, trim
 from parts.tokenizer import Tokenizer
 from tasks.code import Excerpt, body
 from tasks.places import Place
@@ -37,40 +37,41 @@ def complete(
     room = writer.network.config.block_size * 3 // 4
     read = [read_prompt(writer.tokenizer, text, special=False) for text in prompts]
     read = [prompt._replace(ids=prompt.ids[-room:]) for prompt in read]
-    return go_on(writer, read, writer.options.max_new_tokens, stop, name)
+    written = go_on(writer, read, writer.options.max_new_tokens, stop, name)
+    return [Excerpt(text + "\n" * ended, ended or stop(text)) for text, ended in written]
 
 
 def fill(
-    writer: Writer, gaps: list[tuple[str, str]], max_new_tokens: int, name: str
-) -> list[Excerpt]:
-    """Fill the gap between the two texts of each pair, with at most half a context of tokens.
-    Returns what was written, and whether it came to an end."""
-    context = writer.network.config.block_size
+    writer: Writer,
+    gaps: list[tuple[str, str]],
+    max_new_tokens: int,
+    name: str,
+    stop: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """Fill the gap between the two texts of each pair, with at most half a context of tokens; stop
+    as in `complete`. What was written ends before it repeats the second text."""
+    context, tokenizer = writer.network.config.block_size, writer.tokenizer
     new = min(max_new_tokens, context // 2)
-    read = [read_gap(writer.tokenizer, *gap, context, new) for gap in gaps]
-    written = go_on(writer, read, new, never, name)
-    return written
-
-
-def never(text: str) -> bool:
-    return False
+    read = [read_gap(tokenizer, *gap, context, new) for gap in gaps]
+    texts = [text for text, _ in go_on(writer, read, new, stop, name)]
+    return [trim(text, after) for text, (_, after) in zip(texts, gaps)]
 
 
 def go_on(
     writer: Writer,
     prompts: list[Prompt] | list[Gap],
     max_new_tokens: int,
-    stop: Callable[[str], bool],
+    stop: Callable[[str], bool] | None,
     name: str,
 ) -> list[Excerpt]:
-    """`complete` for prompts that were read already."""
+    """`complete` for prompts that were read already. An end is one that the model set."""
     network, tokenizer, options, temperature = writer
     special = set(tokenizer.special.values())
     rows = sorted(enumerate(prompts), key=lambda row: len(row[1].ids))
     size, results = rows_per_batch(next(network.parameters()).device.type), {}
 
     def enough(ids):
-        return stop(completion(tokenizer, ids))
+        return bool(stop) and stop(completion(tokenizer, ids))
 
     for begin in tqdm(range(0, len(rows), size), name, unit="batch", leave=False, disable=None):
         batch = rows[begin : begin + size]
@@ -87,7 +88,7 @@ def go_on(
         )
         for (number, prompt), output in zip(batch, outputs):
             text, ended = completion(tokenizer, output, prompt.healed), output[-1] in special
-            results[number] = Excerpt(text + "\n" * ended, ended or stop(text))
+            results[number] = Excerpt(text, ended)
     return [results[number] for number in range(len(prompts))]
 
 

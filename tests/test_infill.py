@@ -184,6 +184,22 @@ def test_a_gap_is_read_with_what_is_next_to_it(tok):
         infill.read_gap(tok, "a", "b", 16, 10)
 
 
+@pytest.mark.parametrize(
+    "middle, suffix, left",
+    [
+        ("print", "nt(x)", "pri"),  # the word that the suffix ends was written whole
+        ("pri", "nt(x)", "pri"),
+        ("2 * x\n    return y\n    z = 1", "\n    return y\n", "2 * x"),
+        ("2 * x\n    return yes", "\n    return y\n", "2 * x\n    return yes"),
+        ("a)", ")", "a)"),  # too short to tell
+        ("anything", "", "anything"),
+    ],
+)
+def test_a_middle_ends_where_the_suffix_would_begin_again(middle, suffix, left):
+    assert infill.trim(middle, suffix) == left
+    assert "".join(infill.joined(iter(middle), "nt(x)")) == middle.removesuffix("nt")
+
+
 def test_of_a_perfect_model_every_gap_is_filled_right(trained, dataset, monkeypatch):
     """From the cut to the metric, with what stood in the file in place of what a model writes."""
     tokenizer, real = tokenization.load(trained), {}
@@ -195,7 +211,7 @@ def test_of_a_perfect_model_every_gap_is_filled_right(trained, dataset, monkeypa
             yield place
 
     def fill(writer, gaps, *rest):
-        return [code.Excerpt(real[gap], True) for gap in gaps]
+        return [real[gap] for gap in gaps]
 
     def write(writer, prompts, *rest):
         return [code.Excerpt("wrong", True) for _ in prompts]
@@ -227,7 +243,7 @@ def test_a_model_is_measured_at_gaps_and_on_problems_with_one(trained, dataset, 
 
 def gap_problems(part="SingleLine"):
     return problems.read_problems(
-        "humaneval-infill", [Path(DATA, f"HumanEval-{part}Infilling.jsonl.gz")], "python"
+        "humaneval-infill", list(Path(DATA).glob(f"HumanEval-{part}*")), "python"
     )
 
 
