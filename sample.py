@@ -2,6 +2,7 @@
 
     python sample.py --prompt="def fibonacci(n):"
     head -50 train.py | python sample.py --ckpt=out/python_cpu --prompt=- --num_samples=3
+    python sample.py --ckpt=out/instruct --chat             # a conversation, until Ctrl-D
 
 One sample is streamed as it is made. Several are made together and printed one after the other,
 each after the prompt.
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from parts import configurator, memory, runs
 from parts import device as devices
 from parts.generate import completion, read_prompt, stream, text_pieces
+from parts.talk import talk
 
 LONGEST_PROMPT = 4_000_000  # characters, far more than any context; a stream may never end
 
@@ -25,6 +27,7 @@ class Settings:
     ckpt = ""  # a run's folder, a checkpoint, a Hugging Face folder or hub name; empty: newest run
     prompt = ""  # text to continue; - reads standard input; empty: the start of a document
     prompt_file = ""  # a file whose text to continue
+    chat = False  # answer each line of standard input, as a model fine-tuned on instructions does
     num_samples = 1  # completions of the same prompt
     max_new_tokens = 200  # tokens in each
     temperature = 0.8  # 0: always the likeliest token; 1: as the model learnt; above: wilder
@@ -44,6 +47,8 @@ def read_settings():
         configurator.die("an empty --stop would end every completion at once; leave it out")
     if cfg.prompt and cfg.prompt_file:
         configurator.die("give --prompt or --prompt_file, not both")
+    if cfg.chat and (cfg.prompt or cfg.prompt_file or cfg.num_samples > 1):
+        configurator.die("--chat reads standard input, and gives one answer to each line")
     return cfg
 
 
@@ -75,6 +80,10 @@ def main():
         device = devices.pick(cfg.device)
     model, tokenizer, _ = runs.load(cfg.ckpt, device)
     model.to(devices.generation_dtype(device, cfg.num_samples))
+    if cfg.chat:
+        with configurator.mistakes():
+            memory.check_generation(model, 1, model.config.block_size, cfg.max_new_tokens)
+        return talk(model, tokenizer, cfg)
     with configurator.mistakes():
         text = prompt_text(cfg)
         prompt = read_prompt(tokenizer, text)
