@@ -15,6 +15,9 @@ humaneval    HumanEval (Chen et al. 2021); humaneval-x: HumanEval-X's Go part (Z
              mine: tasks/*.jsonl, yours to extend. Bits per byte of the known solution; how often it
              is likelier than a mutant of it (choice2, chance 0.5) and than all nine (choice10,
              chance 0.1); with --allow_code_execution also pass@k of sampled programs
+sentiment    a set of prepare/sentiment.py, or --file=test.tsv: accuracy and F1 of the likeliest
+             label, beside a bag of words (logistic regression) and the commonest label
+instruct     a set of prepare/instruct.py: loss of the held-out answers, exact match of short ones
 
 Prints a table and writes eval.json into the run's folder. Results of other tasks stay in it if they
 are for the same weights and data.
@@ -62,7 +65,7 @@ class Report(TypedDict):
 class Settings(tasks.Options):
     ckpt = ""  # a run, a checkpoint file, a Hugging Face folder or name; empty: out/'s newest run
     dataset = ""  # a folder under data/; empty: the one that the run was trained on
-    tasks = ""  # of those above, with commas; empty: loss, and for code completion and mine
+    tasks = ""  # of those above, with commas; empty: what suits the data set
     device = "auto"  # auto, cpu, cuda, mps
 
 
@@ -114,6 +117,7 @@ def make_exam(cfg, tokenizer, folder: Path) -> tasks.Exam:
     if not names:
         code = detect_language(tokens, tokenizer)
         names = ["loss", "completion", "mine"] if code else ["loss"]
+        names = [meta["task"]] if meta.get("task") in tasks.TASKS else names
     return tasks.Exam(",".join(names), tokenizer, tokens, meta, cfg)
 
 

@@ -44,7 +44,7 @@ class Dataset:
         name = os.path.expanduser(name)
         self.folder, self.block_size = configurator.ROOT / "data" / name, block_size
         self.hint = f"make it with: {how_to_make(name)}"
-        self.meta = self.read_meta()
+        self.meta = {**self.read_meta(), "folder": str(self.folder)}
         self.train, self.val = (self.open_split(split) for split in SPLITS)
 
     def read_meta(self) -> dict:

@@ -68,6 +68,11 @@ class Reader:
         self.read, self.key = read, key
         self.counts, self.seen = Counter(), set()
 
+    def reasons(self) -> str:
+        """Why rows were left out, and how many for each reason."""
+        counts = {key: n for key, n in self.counts.items() if key.startswith("left out: ")}
+        return ", ".join(f"{key.removeprefix('left out: ')} ({n})" for key, n in counts.items())
+
     def examples(self, rows: Iterable, origin: str, most: int = 0) -> list:
         """The examples in rows, `most` at most (0: all). Ends the script if there are none, or the
         first ROWS_TO_TRY rows hold none."""
@@ -146,6 +151,8 @@ def write(cfg, tok: Tokenizer, splits: dict[str, list], document: Callable, abou
             f"{n['documents']:,} documents"
         )
     config = f"config/finetune_{about['task']}.py"
-    changes = {"dataset": cfg.out, "init_from": cfg.tokenizer}
+    changes = {"dataset": cfg.out}
+    if (configurator.locate(cfg.tokenizer) / "ckpt.pt").exists():
+        changes["init_from"] = cfg.tokenizer
     changes = " ".join(f"--{key}={shlex.quote(value)}" for key, value in changes.items())
     print(f"next: python train.py {config} {changes}")

@@ -52,7 +52,7 @@ def read_row(row) -> tuple[Message, ...]:
             return read_messages(row[name], role, content)
     found = {field: first_of(row, names) for field, names in COLUMNS.items()}
     if not (found["instruction"] and found["output"]):
-        raise ValueError("it has no instruction and output, and no messages")
+        raise ValueError("it has no instruction with an output, and no messages")
     return (
         chat.instruction(found["instruction"].strip(), found["input"].strip()),
         Message("assistant", answer(found["output"])),

@@ -20,8 +20,10 @@ from parts.tokenizer import Tokenizer
 from tasks.bodies import Bodies
 from tasks.code import detect_language
 from tasks.completion import Completion
+from tasks.instruct import Instruct
 from tasks.loss import Loss
 from tasks.problems import HumanEval, HumanEvalX, Mine
+from tasks.sentiment import Sentiment
 from tasks.task import Examinee, Options, Task
 from tasks.writing import rows_per_batch
 
@@ -32,6 +34,8 @@ TASKS: dict[str, type[Task]] = {
     "humaneval": HumanEval,
     "humaneval-x": HumanEvalX,
     "mine": Mine,
+    "sentiment": Sentiment,
+    "instruct": Instruct,
 }
 
 
