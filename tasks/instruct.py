@@ -2,10 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
-from typing_extensions import Literal, TypedDict
+from typing_extensions import TypedDict
 
 from parts import tokenizer as tokenization
 from parts.files import check_shape

@@ -61,7 +61,7 @@ class Sentiment(Task):
         return Labelled([text for text, _ in pairs], np.array([label for _, label in pairs]))
 
     def read_files(self) -> Labelled:
-        """What the option `file` names. The columns are found as prepare/sentiment.py found them."""
+        """What the option `file` names. The columns are those of the data set's files."""
         names = {key: self.meta.get("arguments", {}).get(key, "") for key in ("text", "label")}
         files = named_files("file", ",".join(self.options.file), sentiment.KINDS)
         reader = sentiment.make_reader(names)
