@@ -128,12 +128,15 @@ def read_row(row, names: dict[str, str]) -> Example:
 def label_words(given: str, found: list[Example]) -> list[str]:
     """The labels' words: those given, those of LABELS if there are numbers, or those in the file.
     ValueError if they cannot be labels."""
+    numbers = {example.label for example in found if isinstance(example.label, int)}
     if given:
         words = [" ".join(word.lower().split()) for word in given.split(",")]
-    elif any(isinstance(example.label, int) for example in found):
-        words = list(LABELS)
     else:
-        words = sorted({example.label for example in found} | {""} - {""})
+        words = list(LABELS) if numbers else sorted({example.label for example in found})
+    if any(word.isdecimal() for word in words):
+        raise ValueError("--labels are words for the numbers 0, 1, ..., such as negative,positive")
+    if numbers and 0 not in numbers and len(words) in numbers:
+        raise ValueError("the labels are numbers from 1; let them count from 0, or be words")
     if len(set(words)) != len(words) or "" in words or not 2 <= len(words) <= MOST_LABELS:
         raise ValueError(
             f"labels must be 2 to {MOST_LABELS} different words, not {len(words)}: "
