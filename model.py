@@ -9,6 +9,12 @@ What it is (Black et al. 2022, https://arxiv.org/abs/2204.06745; the same shape 
   shares the input table instead)
 - small-init for what reads the residual stream, wang-init for what writes to it
 
+Three switches make other families of the same block (parts/hf.py loads and saves all of them):
+- GPT-2 (Radford et al. 2019): `learned_positions` in place of rotary ones (rotary_pct=0), attention
+  and MLP one after the other, a tied head
+- Phi (Gunasekar et al. 2023, https://arxiv.org/abs/2306.11644): `shared_norm`, one LayerNorm that
+  attention and MLP both read, and `head_bias`
+
 Everything here is the plain form: change it. The faster forms of the same sums (parts/fast.py for
 training, parts/generate.py for sampling) check themselves against this file when they are switched
 on, and step aside where they differ.
@@ -37,8 +43,11 @@ class NeoXConfig:
     n_inner: int = 0  # width of the MLP; 0: 4 n_embd, with swiglu 2/3 of that (as many parameters)
     rotary_pct: float = 0.25  # share of each head's dimensions that is rotated
     rotary_base: float = 10000.0
+    learned_positions: bool = False  # a vector for each position, added to the input (GPT-2)
     parallel_residual: bool = True
+    shared_norm: bool = False  # attention and MLP read the same LayerNorm (Phi)
     tie_embeddings: bool = False
+    head_bias: bool = False  # of the output head (Phi)
     dropout: float = 0.0
     activation: str = "gelu"  # a name in ACTIVATIONS
     norm_eps: float = 1e-5
@@ -59,6 +68,8 @@ class NeoXConfig:
                 f"rotary_pct={self.rotary_pct} of the {self.head_dim} dimensions of a head must be "
                 "an even number of dimensions"
             )
+        if self.shared_norm and not self.parallel_residual:
+            raise ValueError("shared_norm needs parallel_residual: there is one LayerNorm a block")
         if not 1 <= self.rotary_base <= 1e30:
             raise ValueError(f"rotary_base={self.rotary_base} must be from 1 to 1e30")
         if not 0 <= self.dropout < 1:
@@ -156,19 +167,23 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.parallel_residual = config.parallel_residual
+        self.parallel_residual, self.shared_norm = config.parallel_residual, config.shared_norm
         self.input_layernorm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
-        self.post_attention_layernorm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+        if not self.shared_norm:
+            self.post_attention_layernorm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
         self.attention = Attention(config)
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x, cos, sin, mask=None):
-        attended = self.drop(self.attention(self.input_layernorm(x), cos, sin, mask))
-        if self.parallel_residual:
-            return x + attended + self.drop(self.mlp(self.post_attention_layernorm(x)))
-        x = x + attended
-        return x + self.drop(self.mlp(self.post_attention_layernorm(x)))
+        normed = self.input_layernorm(x)
+        attended = self.drop(self.attention(normed, cos, sin, mask))
+        if not self.parallel_residual:
+            x = x + attended
+            return x + self.drop(self.mlp(self.post_attention_layernorm(x)))
+        if not self.shared_norm:
+            normed = self.post_attention_layernorm(x)
+        return x + attended + self.drop(self.mlp(normed))
 
 
 def token_losses(logits, targets):
@@ -190,8 +205,10 @@ class NeoX(nn.Module):
                 final_layer_norm=nn.LayerNorm(config.n_embd, eps=config.norm_eps),
             )
         )
+        if config.learned_positions:
+            self.gpt_neox.embed_pos = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
-        self.embed_out = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.embed_out = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
             self.embed_out.weight = self.gpt_neox.embed_in.weight
         cos, sin = rotary_tables(config)
@@ -205,7 +222,7 @@ class NeoX(nn.Module):
         write to the residual stream. A module that is not named here keeps the initial values that
         it gave itself, and so do the LayerNorms."""
         C, L = self.config.n_embd, self.config.n_layer
-        reads = ("embed_in", "query_key_value", "dense_h_to_4h", "embed_out")
+        reads = ("embed_in", "embed_pos", "query_key_value", "dense_h_to_4h", "embed_out")
         for name, module in self.named_modules():
             if name.endswith(("attention.dense", "dense_4h_to_h")):
                 nn.init.normal_(module.weight, std=2 / L / math.sqrt(C))
@@ -220,12 +237,18 @@ class NeoX(nn.Module):
     def hidden(self, idx, mask=None):
         """idx (B, T), at positions 0 .. T - 1, to the final LayerNorm's output (B, T, C).
 
-        mask: as in Attention. ValueError where T is more than block_size."""
+        mask: as in Attention; a learned position then counts the tokens before it that a token may
+        look at, so that a row that is padded on the left begins at 0. ValueError where T is more
+        than block_size."""
         T = idx.size(1)
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
         cos, sin = self.cos[:T], self.sin[:T]
-        x = self.drop(self.gpt_neox.embed_in(idx))
+        x = self.gpt_neox.embed_in(idx)
+        if self.config.learned_positions:
+            place = torch.arange(T, device=idx.device) if mask is None else mask[:, 0].sum(-1) - 1
+            x = x + self.gpt_neox.embed_pos(place)
+        x = self.drop(x)
         for layer in self.gpt_neox.layers:
             if self.checkpoint_activations and x.requires_grad:
                 x = checkpoint(layer, x, cos, sin, use_reentrant=False)
@@ -241,7 +264,7 @@ class NeoX(nn.Module):
     def loss(self, x, targets):
         """Mean loss in nats of hidden states x (N, C) against targets (N), where -100 is left out
         of the mean."""
-        return token_losses(self.logits(x), targets).sum() / (targets >= 0).sum()
+        return token_losses(self.logits(x), targets).sum() / (targets >= 0).sum().clamp_min(1)
 
     def forward(self, idx, targets=None, mask=None):
         """idx (B, T) int64 to logits (B, T, V), or with targets (B, T), already shifted, to the
@@ -252,11 +275,13 @@ class NeoX(nn.Module):
         return self.loss(x.flatten(0, 1), targets.flatten())
 
     def num_params(self, embeddings=True):
-        """Number of parameters; without the input table, which costs no FLOPs (a tied one is the
+        """Number of parameters; without the input tables, which cost no FLOPs (a tied one is the
         output head too, and counts)."""
         count = sum(p.numel() for p in self.parameters())
         if not embeddings and not self.config.tie_embeddings:
             count -= self.gpt_neox.embed_in.weight.numel()
+        if not embeddings and self.config.learned_positions:
+            count -= self.gpt_neox.embed_pos.weight.numel()
         return count
 
     def flops_per_token(self):

@@ -43,10 +43,11 @@ class Settings:
     # Data and run
     dataset = "python"  # a folder under data/, made by a script in prepare/
     out_dir = "out/python"  # folder for checkpoints, metrics and the plot
-    init_from = "scratch"  # scratch, resume, auto (resume if there is a run), or a run or hub model
+    init_from = "scratch"  # scratch, resume, auto (resume if there is a run); a run or hub model
     new_data = False  # resume although the data set is not the one that the run began with
     seed = 1337  # initial weights, batches and dropout follow from it
     # Model (from scratch; weights that come from elsewhere bring their own)
+    vocab_size = 0  # rows of the input table and the head; 0: as many as the tokenizer has tokens
     n_layer = 6  # blocks
     n_head = 8  # attention heads a block
     n_embd = 256  # width of the residual stream
@@ -54,9 +55,12 @@ class Settings:
     dropout = 0.0  # share of activations dropped; pays only when the data are seen many times
     rotary_pct = 0.25  # share of each head that is rotated by position
     rotary_base = 10000.0  # longest wavelength of that rotation, in tokens / 2 pi
+    learned_positions = False  # add a learnt vector for each position (GPT-2, with rotary_pct=0)
     parallel_residual = True  # attention and MLP side by side; False: one after the other (GPT-2)
+    shared_norm = False  # one LayerNorm for attention and MLP (Phi)
     tie_embeddings = False  # share the input table with the output head
-    activation = "gelu"  # gelu, gelu_fast, or swiglu, with which nothing is exported
+    head_bias = False  # a bias on the output head (Phi)
+    activation = "gelu"  # gelu, gelu_fast, gelu_new; or swiglu, with which nothing is exported
     # Training
     batch_size = 16  # sequences in one forward pass
     grad_accum = 1  # forward passes in a step of batch_size * grad_accum * block_size tokens
@@ -132,7 +136,7 @@ def training_step(trainer: Trainer, mark=lambda part: None):
         distributed.set_gradient_sync(forward, micro == batches.per_step - 1)
         torch.manual_seed(batches.seed)  # for dropout
         with autocast():
-            loss = forward(batches.x, batches.y) / batches.per_step
+            loss = forward(batches.x, batches.y) * batches.weight
         mark("forward")
         scaler.scale(loss).backward()
         mark("backward")
@@ -153,14 +157,16 @@ def training_step(trainer: Trainer, mark=lambda part: None):
 
 @torch.no_grad()
 def evaluate(model: NeoX, dataset: Dataset, cfg, device: str, autocast) -> float:
-    """Mean loss in nats per token over eval_iters batches, the same at every call."""
+    """Mean loss in nats per learnt token over eval_iters batches, the same at every call."""
     model.eval()
-    total = torch.zeros((), device=device)
+    total = tokens = torch.zeros((), device=device)
     for x, y in dataset.val_batches(cfg.eval_iters, cfg.batch_size, device):
+        learnt = (y >= 0).sum()
         with autocast():
-            total += model(x, y)
+            total = total + model(x, y) * learnt
+        tokens = tokens + learnt
     model.train()
-    return total.item() / cfg.eval_iters
+    return (total / tokens).item()
 
 
 def sample(model: NeoX, tokenizer, cfg) -> str:

@@ -16,6 +16,7 @@ import tokenize
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
 import model as plain_model
 from model import Attention, NeoX, token_losses
@@ -92,14 +93,16 @@ MAX_LOGITS = {"cpu": 2**24, "cuda": 2**26, "mps": 2**24}
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy, in nats, of the logits x weight^T against targets, some rows at a time.
+    """Mean cross-entropy, in nats, of the logits x weight^T + bias against targets, some rows at a
+    time.
 
-    x (N, C), weight (V, C), targets (N) int64, of which -100 is left out. Each part's gradients are
-    computed in forward, while its logits are at hand, so that never more than MAX_LOGITS are held
-    (the idea of Liger Kernel, Hsu et al. 2024, https://arxiv.org/abs/2410.10989, section 3.2)."""
+    x (N, C), weight (V, C), bias (V) or None, targets (N) int64, of which -100 is left out. Each
+    part's gradients are computed in forward, while its logits are at hand, so that never more than
+    MAX_LOGITS are held (the idea of Liger Kernel, Hsu et al. 2024,
+    https://arxiv.org/abs/2410.10989, section 3.2)."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets):
+    def forward(ctx, x, weight, targets, bias=None):
         device = x.device.type
         cast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if cast else x.dtype
@@ -114,9 +117,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             x, low = x.to(dtype) * kept, weight.to(dtype)
             dx, dw, losses = torch.empty_like(x), torch.zeros_like(weight), []
+            shift = None if bias is None else bias.to(dtype)
+            db = None if bias is None else torch.zeros_like(bias)
             for begin in range(0, len(x), rows):
                 part = slice(begin, begin + rows)
-                logits = x[part] @ low.T  # (rows, V)
+                logits = F.linear(x[part], low, shift)  # (rows, V)
                 probs = logits.softmax(dim=-1, dtype=dtype if coarse else wide)
                 right = probs.gather(1, targets[part]).to(wide)
                 losses.append(-right.clamp_min(1e-38).log())
@@ -129,24 +134,28 @@ class LinearCrossEntropy(torch.autograd.Function):
                     probs = probs.scatter_(1, targets[part], right - 1).to(dtype)
                 torch.mm(probs, low, out=dx[part])
                 dw += probs.T @ x[part]
-        count = kept.sum()
-        ctx.save_for_backward(dx * kept, dw, count)
+                if bias is not None:
+                    db += (probs * kept[part]).sum(0, dtype=wide)
+        count = kept.sum().clamp_min(1)
+        ctx.save_for_backward(dx * kept, dw, db, count)
         return (torch.cat(losses) * kept).sum() / count
 
     @staticmethod
     def backward(ctx, grad):
-        dx, dw, count = ctx.saved_tensors
-        return dx * (grad / count).to(dx.dtype), dw * (grad / count), None
+        dx, dw, db, count = ctx.saved_tensors
+        db = None if db is None else db * (grad / count)
+        return dx * (grad / count).to(dx.dtype), dw * (grad / count), None, db
 
 
 class FastNeoX(NeoX):
     def loss(self, x, targets):
         if torch.is_grad_enabled():
-            return LinearCrossEntropy.apply(x, self.embed_out.weight, targets)
+            head = self.embed_out
+            return LinearCrossEntropy.apply(x, head.weight, targets, head.bias)
         rows = max(MAX_LOGITS[x.device.type] // self.config.vocab_size, 1)
         parts = zip(x.split(rows), targets.split(rows))
         losses = [token_losses(self.logits(x), targets) for x, targets in parts]
-        return torch.cat(losses).sum() / (targets >= 0).sum()
+        return torch.cat(losses).sum() / (targets >= 0).sum().clamp_min(1)
 
 
 # --- the switch ---------------------------------------------------------------------------------
@@ -161,8 +170,8 @@ REPLACED = {
 }
 WRITTEN_FOR = {
     "attention": "de57ded80347",
-    "loss": "2947dd01ece0",
-    "network": "507797442a03",
+    "loss": "9575211bf03e",
+    "network": "6afc8a5ad073",
 }
 LAYOUT = {tokenize.INDENT: ">", tokenize.DEDENT: "<", tokenize.NEWLINE: ";", tokenize.ENDMARKER: ""}
 

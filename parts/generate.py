@@ -278,7 +278,8 @@ class Decoder:
             layer.attention.query_key_value,
             layer.attention.dense,
         )
-        mlp = layer.post_attention_layernorm, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h
+        norm = layer.input_layernorm if layer.shared_norm else layer.post_attention_layernorm
+        mlp = norm, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h
         together = [[attention, mlp]] if layer.parallel_residual else [[attention], [mlp]]
         for parts in together:
             weight = torch.cat([reads.weight * norm.weight for norm, reads, _ in parts])
@@ -297,7 +298,11 @@ class Decoder:
         rotation = self.model.cos[start:stop], self.sin[start:stop]
         new = self.cache[:, :, :, :, start:stop].unbind(0)
         caches = zip(new, *self.cache[:, :, :, :, :stop].unbind(1))  # of each layer: new, k, v
-        x = self.model.gpt_neox.embed_in(idx).view(B * T, c.n_embd)
+        x = self.model.gpt_neox.embed_in(idx)
+        if c.learned_positions:  # as NeoX.hidden counts them
+            place = torch.arange(start, stop, device=x.device)
+            x = x + self.model.gpt_neox.embed_pos(place if mask is None else mask[:, 0].sum(-1) - 1)
+        x = x.view(B * T, c.n_embd)
         for attention, mlp, weight_in, bias_in, weight_out, bias_out in self.stages:
             h = F.layer_norm(x, (c.n_embd,), eps=c.norm_eps)
             # Biases are added apart: oneDNN's bfloat16 product with a bias is slow (1.07 times the
@@ -312,7 +317,7 @@ class Decoder:
                 parts.append(ACTIVATIONS[c.activation](h[:, -c.n_read :]))
             x = x + F.linear(torch.cat(parts, dim=1), weight_out).add_(bias_out)
         x = self.model.gpt_neox.final_layer_norm(x.view(B, T, -1)[:, -1])
-        return F.linear(x, self.head)
+        return F.linear(x, self.head, self.model.embed_out.bias)
 
 
 def attend(heads, rotation, cache, mask):

@@ -1,9 +1,13 @@
-"""Hugging Face's GPT-NeoX: its weights and configurations in and out."""
+"""Hugging Face's GPT-NeoX, GPT-2 and Phi: their weights and configurations in and out.
+
+Each family is one entry of FAMILIES: which keys of config.json say what, and what their file calls
+each module of model.py."""
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +25,10 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 Base = Annotated[float, Interval(ge=1, le=1e30)]
 
 
+Epsilon = Annotated[float, Interval(ge=1e-12, le=1)]
+Layers = Annotated[int, Interval(ge=1, le=10_000)]
+
+
 class Rope(TypedDict):
     """Where transformers 5 has the rotary settings."""
 
@@ -29,25 +37,52 @@ class Rope(TypedDict):
     partial_rotary_factor: NotRequired[Share]
 
 
-class HFConfig(TypedDict):
-    """What config.json of a GPT-NeoX says, as far as we read it."""
+class Rotary(TypedDict):
+    """What config.json of a GPT-NeoX or a Phi says, as far as we read it."""
 
     vocab_size: Size
     max_position_embeddings: Size
-    num_hidden_layers: Annotated[int, Interval(ge=1, le=10_000)]
+    num_hidden_layers: Layers
     num_attention_heads: Size
     hidden_size: Size
     intermediate_size: Size
     rope_parameters: NotRequired[Rope | None]
     rope_scaling: NotRequired[dict | None]
+    tie_word_embeddings: NotRequired[bool]
+    hidden_act: NotRequired[str]
+    layer_norm_eps: NotRequired[Epsilon]
+
+
+class NeoXKeys(Rotary):
     rotary_pct: NotRequired[Share]
     rotary_emb_base: NotRequired[Base]
     attention_bias: NotRequired[bool]
     use_parallel_residual: NotRequired[bool]
-    tie_word_embeddings: NotRequired[bool]
     hidden_dropout: NotRequired[Share]
-    hidden_act: NotRequired[str]
-    layer_norm_eps: NotRequired[Annotated[float, Interval(ge=1e-12, le=1)]]
+
+
+class PhiKeys(Rotary):
+    partial_rotary_factor: NotRequired[Share]
+    rope_theta: NotRequired[Base]
+    num_key_value_heads: NotRequired[Size | None]
+    qk_layernorm: NotRequired[bool]
+    resid_pdrop: NotRequired[Share]
+
+
+class GPT2Keys(TypedDict):
+    vocab_size: Size
+    n_positions: Size
+    n_layer: Layers
+    n_head: Size
+    n_embd: Size
+    n_inner: NotRequired[Size | None]
+    activation_function: NotRequired[str]
+    layer_norm_epsilon: NotRequired[Epsilon]
+    resid_pdrop: NotRequired[Share]
+    tie_word_embeddings: NotRequired[bool]
+    scale_attn_weights: NotRequired[bool]
+    scale_attn_by_inverse_layer_idx: NotRequired[bool]
+    add_cross_attention: NotRequired[bool]
 
 
 def find(name: str | Path) -> Path:
@@ -70,20 +105,16 @@ def find(name: str | Path) -> Path:
 
 
 def from_pretrained(name: str | Path) -> NeoX:
-    """A model with the weights of a Hugging Face GPT-NeoX checkpoint: what `find` finds by that
-    name.
+    """A model with the weights of a Hugging Face GPT-NeoX, GPT-2 or Phi checkpoint: what `find`
+    finds by that name.
 
     ValueError or OSError says what is wrong."""
     folder = find(name)
     file = folder / "config.json"
-    model = memory.new_model(config_from_hf(load_json(file), file))
-    # Pythia's older files carry the causal mask and the rotary frequencies, which we compute.
-    computed = (".attention.bias", ".masked_bias", "rotary_emb.inv_freq")
-    state = {k: v for k, v in read_weights(folder).items() if not k.endswith(computed)}
-    if model.config.tie_embeddings:
-        state.setdefault("embed_out.weight", state.get("gpt_neox.embed_in.weight"))
+    raw = load_json(file)
+    model = memory.new_model(config_from_hf(raw, file))
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state_from_hf(read_weights(folder), raw["model_type"], model.config))
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from None
     with torch.no_grad():  # weights that are not finite, or so large that nothing behind them is
@@ -94,25 +125,27 @@ def from_pretrained(name: str | Path) -> NeoX:
 
 
 def save_pretrained(model: NeoX, folder: str | Path, eot: int | None = None, **extra):
-    """Write config.json and model.safetensors as Hugging Face's GPT-NeoX has them, each moved into
-    place when whole. With the tokenizer's files beside them, transformers' AutoModelForCausalLM and
-    AutoTokenizer load the folder.
+    """Write config.json and model.safetensors as Hugging Face's GPT-NeoX, GPT-2 or Phi has them,
+    each moved into place when whole: the family that computes exactly what the model does. With the
+    tokenizer's files beside them, transformers' AutoModelForCausalLM and AutoTokenizer load the
+    folder.
 
     eot: id of the end-of-text token. extra: further keys for config.json, which other readers
-    ignore. ValueError where Hugging Face's GPT-NeoX would compute something else."""
+    ignore. ValueError says why no family has such a model."""
     from safetensors.torch import save
 
     try:
         raw = config_to_hf(model.config) | {"bos_token_id": eot, "eos_token_id": eot} | extra
     except AttributeError as error:  # a setting that was removed
         raise ValueError(f"model.py was edited: {error}") from None
-    state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    refuse_what_was_changed(model, state.keys())
-    if model.config.tie_embeddings:
-        del state["embed_out.weight"]
+    refuse_what_was_changed(model, raw["model_type"])
+    state = state_to_hf(model.state_dict(), raw["model_type"], model.config)
     # safetensors refuses the same memory twice, as of blocks that share weights.
-    places = [tensor.data_ptr() for tensor in state.values()]
-    state = {k: v.clone() if places.count(v.data_ptr()) > 1 else v for k, v in state.items()}
+    places = [tensor.untyped_storage().data_ptr() for tensor in state.values()]
+    state = {
+        k: v.clone() if places.count(v.untyped_storage().data_ptr()) > 1 else v
+        for k, v in state.items()
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sealed = {"format": "pt", "checksum": checksum(dict(sorted(state.items())))}
@@ -121,24 +154,25 @@ def save_pretrained(model: NeoX, folder: str | Path, eot: int | None = None, **e
     write_json(folder / "config.json", raw)
 
 
-def refuse_what_was_changed(model: NeoX, keys):
-    """ValueError where model.py was edited so that it is no longer Hugging Face's GPT-NeoX."""
-    c = model.config
-    if newcomers := sorted(keys - known_keys(c)):
-        raise ValueError(f"Hugging Face's GPT-NeoX has no {', '.join(newcomers[:5])}")
-    if missing := sorted(known_keys(c) - keys):
-        raise ValueError(f"Hugging Face's GPT-NeoX also needs {', '.join(missing[:5])}")
+def refuse_what_was_changed(model: NeoX, kind: str):
+    """ValueError where model.py was edited so that it is no longer Hugging Face's."""
+    theirs = f"Hugging Face's {FAMILIES[kind].name}"
+    keys, known = set(model.state_dict()), set(weight_names(kind, model.config))
+    if newcomers := sorted(keys - known):
+        raise ValueError(f"{theirs} has no {', '.join(newcomers[:5])}")
+    if missing := sorted(known - keys):
+        raise ValueError(f"{theirs} also needs {', '.join(missing[:5])}")
     try:
         same = decoder_agrees(model) and computes_the_same(model)
     except (RuntimeError, AttributeError, TypeError):  # what was changed does not even fit
         same = False
     if not same:
-        raise ValueError("model.py was edited, and Hugging Face's GPT-NeoX is another network")
+        raise ValueError(f"model.py was edited, and {theirs} is another network")
 
 
 def computes_the_same(model: NeoX) -> bool:
-    """Whether activation and rotary tables, which the decoder takes from the model, are those of
-    Hugging Face's GPT-NeoX."""
+    """Whether activation and rotary tables, which the decoder takes from the model, are those that
+    Hugging Face's families have."""
     c = model.config
     x = torch.linspace(-20, 20, 400)
     gelu = F.gelu(x, approximate="none" if c.activation == "gelu" else "tanh")
@@ -152,80 +186,318 @@ def computes_the_same(model: NeoX) -> bool:
     )
 
 
-def known_keys(config: NeoXConfig) -> set[str]:
-    """The weights of Hugging Face's GPT-NeoX, by name."""
-    parts = (
-        "input_layernorm",
-        "post_attention_layernorm",
-        "attention.query_key_value",
-        "attention.dense",
-        "mlp.dense_h_to_4h",
-        "mlp.dense_4h_to_h",
-    )
-    names = [f"layers.{n}.{part}" for n in range(config.n_layer) for part in parts]
-    keys = {
-        f"gpt_neox.{name}.{kind}"
-        for name in [*names, "final_layer_norm"]
-        for kind in ("weight", "bias")
-    }
-    return keys | {"gpt_neox.embed_in.weight", "embed_out.weight"}
+# --- the families ---------------------------------------------------------------------------------
 
 
-def config_to_hf(c: NeoXConfig) -> dict:
-    """NeoXConfig as Hugging Face's config.json; the rotary keys in the form that every version of
-    transformers reads. ValueError for what its GPT-NeoX cannot represent."""
-    if c.activation == "swiglu":
-        raise ValueError("Hugging Face's GPT-NeoX has no swiglu; a run's ckpt.pt holds the model")
-    return {
-        "architectures": ["GPTNeoXForCausalLM"],
-        "model_type": "gpt_neox",
-        "vocab_size": c.vocab_size,
-        "max_position_embeddings": c.block_size,
-        "num_hidden_layers": c.n_layer,
-        "num_attention_heads": c.n_head,
-        "hidden_size": c.n_embd,
-        "intermediate_size": c.n_inner,
-        "rotary_pct": c.rotary_pct,
-        "rotary_emb_base": c.rotary_base,
-        "use_parallel_residual": c.parallel_residual,
-        "tie_word_embeddings": c.tie_embeddings,
-        "hidden_act": c.activation,
-        "hidden_dropout": c.dropout,
-        "attention_dropout": c.dropout,
-        "layer_norm_eps": c.norm_eps,
-        "attention_bias": True,
-        "torch_dtype": "float32",
-    }
+class Family(NamedTuple):
+    name: str
+    keys: type  # what config.json must hold
+    read: Callable[[dict], dict]  # config.json to NeoXConfig's arguments; ValueError if it cannot
+    write: Callable[[NeoXConfig], dict]  # the inverse
+    lacks: Callable[[NeoXConfig], str]  # what of a model the family does not have; "": nothing
+    modules: dict[str, str]  # a module's name here and in their files; {} stands for a block
+    transposed: bool = False  # matrices as (in, out), GPT-2's Conv1D
+    by_head: bool = False  # the rows of q, k, v head by head, as ours; else all q, all k, all v
 
 
-def config_from_hf(raw: dict, where: object = "config.json") -> NeoXConfig:
-    """The inverse of `config_to_hf`. ValueError for what this model cannot represent; it names
-    `where` the configuration is from."""
-    if raw.get("model_type") != "gpt_neox":
-        raise ValueError(f"{where} describes a {raw.get('model_type')!r} model, not gpt_neox")
-    check_shape(raw, where, HFConfig)
-    # In transformers 5; before it, rotary_pct and rotary_emb_base were keys of their own.
+def read_rotary(raw: dict, share: float, base: float) -> dict:
+    """What GPT-NeoX and Phi have in common; share and base are those of older files."""
     rope = raw.get("rope_parameters") or {}
-    scaled = raw.get("rope_scaling") or rope.get("rope_type", "default") != "default"
-    if scaled or not raw.get("attention_bias", True):
-        raise ValueError(
-            "a GPT-NeoX with scaled rotary positions or without attention biases is not supported"
-        )
-    return NeoXConfig(
+    if raw.get("rope_scaling") or rope.get("rope_type", "default") != "default":
+        raise ValueError("a model with scaled rotary positions is not supported")
+    return dict(
         vocab_size=raw["vocab_size"],
         block_size=raw["max_position_embeddings"],
         n_layer=raw["num_hidden_layers"],
         n_head=raw["num_attention_heads"],
         n_embd=raw["hidden_size"],
         n_inner=raw["intermediate_size"],
-        rotary_pct=rope.get("partial_rotary_factor", raw.get("rotary_pct", 0.25)),
-        rotary_base=rope.get("rope_theta", raw.get("rotary_emb_base", 10000)),
-        parallel_residual=raw.get("use_parallel_residual", True),
+        rotary_pct=rope.get("partial_rotary_factor", share),
+        rotary_base=rope.get("rope_theta", base),
         tie_embeddings=raw.get("tie_word_embeddings", False),
-        dropout=raw.get("hidden_dropout", 0.0),
-        activation=raw.get("hidden_act", "gelu"),
         norm_eps=raw.get("layer_norm_eps", 1e-5),
     )
+
+
+def write_rotary(c: NeoXConfig) -> dict:
+    return {
+        "vocab_size": c.vocab_size,
+        "max_position_embeddings": c.block_size,
+        "num_hidden_layers": c.n_layer,
+        "num_attention_heads": c.n_head,
+        "hidden_size": c.n_embd,
+        "intermediate_size": c.n_inner,
+        "tie_word_embeddings": c.tie_embeddings,
+        "hidden_act": c.activation,
+        "attention_dropout": c.dropout,
+        "layer_norm_eps": c.norm_eps,
+    }
+
+
+def read_neox(raw: dict) -> dict:
+    if not raw.get("attention_bias", True):
+        raise ValueError("a GPT-NeoX without attention biases is not supported")
+    common = read_rotary(raw, raw.get("rotary_pct", 0.25), raw.get("rotary_emb_base", 10000))
+    return common | dict(
+        parallel_residual=raw.get("use_parallel_residual", True),
+        dropout=raw.get("hidden_dropout", 0.0),
+        activation=raw.get("hidden_act", "gelu"),
+    )
+
+
+def write_neox(c: NeoXConfig) -> dict:
+    # The rotary keys in the form that every version of transformers reads.
+    return write_rotary(c) | {
+        "rotary_pct": c.rotary_pct,
+        "rotary_emb_base": c.rotary_base,
+        "use_parallel_residual": c.parallel_residual,
+        "hidden_dropout": c.dropout,
+        "attention_bias": True,
+    }
+
+
+def neox_lacks(c: NeoXConfig) -> str:
+    switches = ("learned_positions", "shared_norm", "head_bias")
+    return ", ".join(name for name in switches if getattr(c, name))
+
+
+def read_phi(raw: dict) -> dict:
+    if raw.get("qk_layernorm"):
+        raise ValueError("a Phi with qk_layernorm is not supported")
+    heads = raw["num_attention_heads"]
+    if raw.get("num_key_value_heads") not in (None, heads):
+        raise ValueError("a Phi with fewer key and value heads than heads is not supported")
+    common = read_rotary(raw, raw.get("partial_rotary_factor", 0.5), raw.get("rope_theta", 10000))
+    return common | dict(
+        shared_norm=True,
+        head_bias=True,
+        dropout=raw.get("resid_pdrop", 0.0),
+        activation=raw.get("hidden_act", "gelu_new"),
+    )
+
+
+def write_phi(c: NeoXConfig) -> dict:
+    return write_rotary(c) | {
+        "partial_rotary_factor": c.rotary_pct,
+        "rope_theta": c.rotary_base,
+        "resid_pdrop": c.dropout,
+        "embd_pdrop": c.dropout,
+        "qk_layernorm": False,
+    }
+
+
+def phi_lacks(c: NeoXConfig) -> str:
+    missing = [f"a model without {k}" for k in ("shared_norm", "head_bias") if not getattr(c, k)]
+    return ", ".join(["learned_positions"] * c.learned_positions + missing)
+
+
+def read_gpt2(raw: dict) -> dict:
+    other = raw.get("scale_attn_by_inverse_layer_idx") or raw.get("add_cross_attention")
+    if other or not raw.get("scale_attn_weights", True):
+        raise ValueError("a GPT-2 with other attention than GPT-2's own is not supported")
+    return dict(
+        vocab_size=raw["vocab_size"],
+        block_size=raw["n_positions"],
+        n_layer=raw["n_layer"],
+        n_head=raw["n_head"],
+        n_embd=raw["n_embd"],
+        n_inner=raw.get("n_inner") or 0,
+        rotary_pct=0.0,
+        learned_positions=True,
+        parallel_residual=False,
+        tie_embeddings=raw.get("tie_word_embeddings", True),
+        dropout=raw.get("resid_pdrop", 0.1),
+        activation=raw.get("activation_function", "gelu_new"),
+        norm_eps=raw.get("layer_norm_epsilon", 1e-5),
+    )
+
+
+def write_gpt2(c: NeoXConfig) -> dict:
+    return {
+        "vocab_size": c.vocab_size,
+        "n_positions": c.block_size,
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_embd": c.n_embd,
+        "n_inner": c.n_inner,
+        "activation_function": c.activation,
+        "layer_norm_epsilon": c.norm_eps,
+        "resid_pdrop": c.dropout,
+        "embd_pdrop": c.dropout,
+        "attn_pdrop": c.dropout,
+        "tie_word_embeddings": c.tie_embeddings,
+    }
+
+
+def gpt2_lacks(c: NeoXConfig) -> str:
+    switches = ("parallel_residual", "head_bias")
+    found = [name for name in switches if getattr(c, name)] + ["rotary_pct"] * (c.rotary_dim > 0)
+    missing = ["a model without learned_positions"] * (not c.learned_positions)
+    return ", ".join(found + missing)
+
+
+NEOX_MODULES = (
+    "gpt_neox.embed_in",
+    "gpt_neox.layers.{}.input_layernorm",
+    "gpt_neox.layers.{}.post_attention_layernorm",
+    "gpt_neox.layers.{}.attention.query_key_value",
+    "gpt_neox.layers.{}.attention.dense",
+    "gpt_neox.layers.{}.mlp.dense_h_to_4h",
+    "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+    "gpt_neox.final_layer_norm",
+    "embed_out",
+)
+FAMILIES = {  # by the model_type of config.json
+    "gpt_neox": Family(
+        "GPT-NeoX",
+        NeoXKeys,
+        read_neox,
+        write_neox,
+        neox_lacks,
+        {name: name for name in NEOX_MODULES},
+        by_head=True,
+    ),
+    "gpt2": Family(
+        "GPT-2",
+        GPT2Keys,
+        read_gpt2,
+        write_gpt2,
+        gpt2_lacks,
+        {
+            "gpt_neox.embed_in": "transformer.wte",
+            "gpt_neox.embed_pos": "transformer.wpe",
+            "gpt_neox.layers.{}.input_layernorm": "transformer.h.{}.ln_1",
+            "gpt_neox.layers.{}.post_attention_layernorm": "transformer.h.{}.ln_2",
+            "gpt_neox.layers.{}.attention.query_key_value": "transformer.h.{}.attn.c_attn",
+            "gpt_neox.layers.{}.attention.dense": "transformer.h.{}.attn.c_proj",
+            "gpt_neox.layers.{}.mlp.dense_h_to_4h": "transformer.h.{}.mlp.c_fc",
+            "gpt_neox.layers.{}.mlp.dense_4h_to_h": "transformer.h.{}.mlp.c_proj",
+            "gpt_neox.final_layer_norm": "transformer.ln_f",
+            "embed_out": "lm_head",
+        },
+        transposed=True,
+    ),
+    "phi": Family(
+        "Phi",
+        PhiKeys,
+        read_phi,
+        write_phi,
+        phi_lacks,
+        {
+            "gpt_neox.embed_in": "model.embed_tokens",
+            "gpt_neox.layers.{}.input_layernorm": "model.layers.{}.input_layernorm",
+            "gpt_neox.layers.{}.attention.query_key_value": "model.layers.{}.self_attn.{qkv}_proj",
+            "gpt_neox.layers.{}.attention.dense": "model.layers.{}.self_attn.dense",
+            "gpt_neox.layers.{}.mlp.dense_h_to_4h": "model.layers.{}.mlp.fc1",
+            "gpt_neox.layers.{}.mlp.dense_4h_to_h": "model.layers.{}.mlp.fc2",
+            "gpt_neox.final_layer_norm": "model.final_layernorm",
+            "embed_out": "lm_head",
+        },
+    ),
+}
+
+
+def config_to_hf(c: NeoXConfig) -> dict:
+    """NeoXConfig as the config.json of the family that has such a model. ValueError if none has."""
+    if c.activation == "swiglu":
+        raise ValueError("Hugging Face's GPT-NeoX has no swiglu; a run's ckpt.pt holds the model")
+    lacks = {kind: family.lacks(c) for kind, family in FAMILIES.items()}
+    for kind, family in FAMILIES.items():
+        if not lacks[kind]:
+            architecture = f"{family.name.replace('-', '')}ForCausalLM"
+            about = {"architectures": [architecture], "model_type": kind}
+            return about | family.write(c) | {"torch_dtype": "float32"}
+    reasons = "; ".join(f"{FAMILIES[kind].name} has no {what}" for kind, what in lacks.items())
+    raise ValueError(f"no family of Hugging Face has this model: {reasons}")
+
+
+def config_from_hf(raw: dict, where: object = "config.json") -> NeoXConfig:
+    """The inverse of `config_to_hf`. ValueError for what this model cannot represent; it names
+    `where` the configuration is from."""
+    kind = raw.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"{where} describes a {kind!r} model, not one of these: {known}")
+    check_shape(raw, where, family.keys)
+    return NeoXConfig(**family.read(raw))
+
+
+def weight_names(kind: str, c: NeoXConfig) -> dict[str, list[str]]:
+    """The name of each of our weights, and those of the tensors in the family's files that it is
+    made of: one, or three for Phi's queries, keys and values."""
+    names = {}
+    for ours, theirs in FAMILIES[kind].modules.items():
+        ends = ["weight"] if "embed" in ours else ["weight", "bias"]
+        ends += ["bias"] * (ours == "embed_out" and c.head_bias)
+        for block in range(c.n_layer if "{}" in ours else 1):
+            their = theirs.replace("{}", str(block))
+            parts = [their.replace("{qkv}", x) for x in "qkv"] if "{qkv}" in their else [their]
+            for end in ends:
+                names[f"{ours.format(block)}.{end}"] = [f"{part}.{end}" for part in parts]
+    return names
+
+
+def state_to_hf(state: dict, kind: str, c: NeoXConfig) -> dict[str, torch.Tensor]:
+    """Our weights, or their gradients, by the names and in the layout of a family's files."""
+    family, found = FAMILIES[kind], {}
+    for name, theirs in weight_names(kind, c).items():
+        if name == "embed_out.weight" and c.tie_embeddings:
+            continue
+        tensor = state[name]
+        if "query_key_value" in name and not family.by_head:
+            tensor = tensor.unflatten(0, (c.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
+        if family.transposed and is_matrix(name):
+            tensor = tensor.t()
+        parts = tensor.chunk(len(theirs))
+        found |= {key: part.contiguous() for key, part in zip(theirs, parts)}
+    return found
+
+
+def state_from_hf(state: dict, kind: str, c: NeoXConfig) -> dict[str, torch.Tensor]:
+    """The inverse of `state_to_hf`. What the files lack is lacking here too, and what they have
+    besides keeps its name."""
+    family = FAMILIES[kind]
+    # Older files carry the causal mask and the rotary frequencies, which we compute, and those of
+    # GPT-2 leave out the first part of each name.
+    computed = (".attention.bias", ".attn.bias", ".masked_bias", "rotary_emb.inv_freq")
+    state = {key: tensor for key, tensor in state.items() if not key.endswith(computed)}
+    if kind == "gpt2":
+        full = re.compile(r"(?=(wte|wpe|h|ln_f)\.)")
+        state = {
+            full.sub("transformer.", key, count=1) if full.match(key) else key: tensor
+            for key, tensor in state.items()
+        }
+    if kind == "gpt_neox" and "lm_head.weight" in state:
+        # transformers 5 calls the head so in memory, but files have always said embed_out.
+        state["embed_out.weight"] = state.pop("lm_head.weight")
+    found = {}
+    for name, theirs in weight_names(kind, c).items():
+        parts = [state.pop(key) for key in theirs if key in state]
+        if len(parts) != len(theirs):
+            continue
+        try:
+            tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if family.transposed and is_matrix(name):
+                tensor = tensor.t()
+            if "query_key_value" in name and not family.by_head:
+                tensor = tensor.unflatten(0, (3, c.n_head, -1)).transpose(0, 1).flatten(0, 2)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"{theirs[0]} does not have the shape of such a model: {error}"
+            ) from None
+        found[name] = tensor
+    if c.tie_embeddings and "gpt_neox.embed_in.weight" in found:
+        found.setdefault("embed_out.weight", found["gpt_neox.embed_in.weight"])
+    return found | state
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a weight is a matrix of a block."""
+    return ".layers." in name and "norm" not in name and name.endswith("weight")
+
+
+# --- files ----------------------------------------------------------------------------------------
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -258,8 +530,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
                 sealed = (opened.metadata() or {}).get("checksum")  # only our files have one
             if sealed and sealed != checksum(dict(sorted(part.items()))):
                 raise ValueError(f"{file} is damaged: its checksum is wrong")
-        # transformers 5 calls the head lm_head in memory, but files have always said embed_out.
-        state |= {"embed_out.weight" if k == "lm_head.weight" else k: v for k, v in part.items()}
+        state |= part
     return state
 
 

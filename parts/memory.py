@@ -100,11 +100,8 @@ class Sizes(NamedTuple):
     matrices: int  # in the matrices of one block
     linear: int  # the same with their biases
     table: int  # in the input table, and in the output head
-    tables: int  # in both; the same where they share one
+    blocks: int  # in all blocks
     total: int
-
-    def blocks(self, c: NeoXConfig) -> int:
-        return self.total - self.tables - 2 * c.n_embd
 
 
 def count_parameters(c: NeoXConfig) -> Sizes:
@@ -112,8 +109,11 @@ def count_parameters(c: NeoXConfig) -> Sizes:
     linear = matrices + 5 * c.n_embd + c.n_read
     table = c.vocab_size * c.n_embd
     tables = (1 if c.tie_embeddings else 2) * table
-    norms = c.n_layer * 4 * c.n_embd + 2 * c.n_embd
-    return Sizes(matrices, linear, table, tables, tables + c.n_layer * linear + norms)
+    positions = c.learned_positions * c.block_size * c.n_embd
+    bias = c.head_bias * c.vocab_size
+    blocks = c.n_layer * (linear + (2 if c.shared_norm else 4) * c.n_embd)
+    total = tables + positions + blocks + 2 * c.n_embd + bias
+    return Sizes(matrices, linear, table, blocks, total)
 
 
 def model_bytes(c: NeoXConfig) -> int:
@@ -220,12 +220,13 @@ def block_bytes(c: NeoXConfig, tokens: int, size: int, device: str) -> tuple[int
     fast = device == "cpu" and not c.dropout and c.block_size <= 512
     each = size if fast else 12 if device == "cpu" and c.dropout else 0
     weights = tokens * c.n_head * c.block_size * each
-    # In `dtype`, times C: two LayerNorm outputs, the fused q, k, v (which v, a view, keeps whole),
-    # rotated q and k, attention's output and its copy, because flash attention orders it another
-    # way (a T4's kernel does not: 5 % less); the MLP around GELU, or around the gate and its
-    # product. In float32: its input, logsumexp, and LayerNorm's mean and 1 / std. The fast form
-    # keeps one q, k, v, rotated in place, one output, and the weights.
-    kept = stream + tokens * (size * ((6 if fast else 9) * c.n_embd + 2 * c.n_read) + 16)
+    # In `dtype`, times C: two LayerNorm outputs (or one, shared), the fused q, k, v (which v, a
+    # view, keeps whole), rotated q and k, attention's output and its copy, because flash attention
+    # orders it another way (a T4's kernel does not: 5 % less); the MLP around GELU, or around the
+    # gate and its product. In float32: its input, logsumexp, and LayerNorm's mean and 1 / std. The
+    # fast form keeps one q, k, v, rotated in place, one output, and the weights.
+    times = (6 if fast else 9) - c.shared_norm
+    kept = stream + tokens * (size * (times * c.n_embd + 2 * c.n_read) + 16)
     kept += weights or 4 * tokens * c.n_head
     kept += stream * (not c.parallel_residual)
     kept += 2 * tokens * c.n_embd * (c.dropout > 0)  # a mask takes 1 byte an element
@@ -244,7 +245,7 @@ def training(
     dtype is autocast's, over float32 weights. shards: processes that share weights and state."""
     size, tokens = bytes_of(dtype), cfg.batch_size * c.block_size
     sizes = count_parameters(c)
-    inside = sizes.blocks(c)
+    inside = sizes.blocks
     weights = grads = 4 * sizes.total // shards
     states = round(kept.inside * inside + kept.outside * (sizes.total - inside)) // shards
     # Autocast's copy of one block's weights, which stays until the block's backward has used it.
@@ -288,7 +289,7 @@ def generation(c: NeoXConfig, rows: int, prompt: int, new: int, size: int, devic
     if edited():
         return ids
     wide = max(4, size) if device == "cpu" else size  # of the cache
-    weights = size * (sizes.blocks(c) + sizes.table * (device == "cpu" and rows == 1))
+    weights = size * (sizes.blocks + sizes.table * (device == "cpu" and rows == 1))
     cache = wide * 2 * c.n_layer * rows * c.block_size * C
     # The tokens that are read at once: of the prompt, or of half a window when that is full.
     T = max(min(prompt, c.block_size), c.block_size // 2 * (prompt + new > c.block_size))

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
-from model import NeoX, NeoXConfig
+from model import Attention, NeoX, NeoXConfig
 from parts import configurator, distributed, hf, memory, plots
 from parts import tokenizer as tokenization
 from parts.checkpoints import (
@@ -99,7 +99,9 @@ def load(ckpt: str, device: str) -> Loaded:
 
 
 def model_settings(cfg) -> dict:
-    return {key: vars(cfg)[key] for key in NeoXConfig.__dataclass_fields__ if key in vars(cfg)}
+    """What the settings say of a model; nothing of its vocabulary where that is the tokenizer's."""
+    asked = {key: vars(cfg)[key] for key in NeoXConfig.__dataclass_fields__ if key in vars(cfg)}
+    return {key: value for key, value in asked.items() if key != "vocab_size" or value}
 
 
 def start_model(cfg, dataset: Dataset, tokenizer: Tokenizer, run: "Run") -> NeoX:
@@ -112,7 +114,7 @@ def start_model(cfg, dataset: Dataset, tokenizer: Tokenizer, run: "Run") -> NeoX
         run.refuse_other(cfg, dataset, tokenizer)
         model = model_from(run.checkpoint)
     elif new:
-        config = NeoXConfig(vocab_size=dataset.vocab_size, **asked)
+        config = NeoXConfig(**{"vocab_size": dataset.vocab_size} | asked)
         memory.check_training(config, cfg, new=True)
         model = NeoX(config)
     else:
@@ -154,7 +156,15 @@ def model_from_elsewhere(cfg, dataset: Dataset, tokenizer: Tokenizer) -> NeoX:
             f"data set {cfg.dataset} has other tokens than the model in {folder}; prepare it with "
             f"--tokenizer={folder}"
         )
-    return load_model(path)
+    model = load_model(path)
+    # Dropout belongs to a training, not to the weights.
+    model.config.dropout = cfg.dropout
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.dropout = cfg.dropout
+        elif isinstance(module, torch.nn.Dropout):
+            module.p = cfg.dropout
+    return model
 
 
 def state_of(model: NeoX, optimizers, scaler, cfg) -> dict:
@@ -241,7 +251,7 @@ class Run:
                 )
 
     def data_before(self) -> dict[str, str]:
-        """The SHA-256 of each split that the run was trained on, where it is known."""
+        """What `Dataset.verify` said of the data that the run was trained on, where it is known."""
         data, file = {}, self.out / "run.json"
         if file.exists():
             try:
@@ -250,7 +260,8 @@ class Run:
                 say(f"{error}; it is written anew")
         data = self.checkpoint.get("data", data)
         hashes = {split: about.get("sha256") for split, about in data.items()}
-        return {split: sha256 for split, sha256 in hashes.items() if sha256}
+        hashes |= {f"{split} mask": about.get("mask_sha256") for split, about in data.items()}
+        return {what: sha256 for what, sha256 in hashes.items() if sha256}
 
     def begin(self, optimizers, scaler, tokenizer: Tokenizer, cfg, meta: dict):
         """Restore the optimizers and make the folder ready. A new run sets the last one aside; a
@@ -475,8 +486,11 @@ def describe(cfg, meta: dict) -> dict:
     changed = git("status", "--porcelain", "--untracked-files=no")
     commit = {"commit": git("rev-parse", "HEAD")}
     commit["changed"] = None if changed is None else bool(changed)
-    keys = ("tokens", "bytes", "sha256")
-    data = {split: {key: meta[split].get(key) for key in keys} for split in ("train", "val")}
+    keys = ("tokens", "bytes", "sha256", "learnt", "mask_sha256")
+    data = {
+        split: {key: meta[split][key] for key in keys if key in meta[split]}
+        for split in ("train", "val")
+    }
     return {"settings": vars(cfg), "versions": versions, "git": commit, "data": data}
 
 

@@ -131,6 +131,23 @@ def from_tiktoken(name: str) -> "Tokenizer":
     return Tokenizer(bpe_json(ranks, GPT2_PATTERN, special))  # all four split as GPT-2 does
 
 
+def from_hub(name: str) -> "Tokenizer":
+    """The tokenizer of a model on the Hugging Face hub (`name@revision` for one of its versions).
+    ValueError where that failed."""
+    from huggingface_hub import hf_hub_download
+
+    repo, _, revision = name.partition("@")
+    try:
+        file = hf_hub_download(repo, "tokenizer.json", revision=revision or None)
+    except Exception as error:  # the hub's library raises anything, in many lines
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise ValueError(
+            f"{name} is neither a folder here nor a model whose tokenizer the hub gave: "
+            f"{type(error).__name__}: {reason[:200]}"
+        ) from None
+    return load(file)
+
+
 def load(path: str | Path) -> "Tokenizer":
     """The tokenizer in a tokenizer.json, or in a folder that holds one. ValueError, which names the
     file, if there is none or it does not work."""

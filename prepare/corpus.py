@@ -69,13 +69,14 @@ class Settings:
     file = ""  # *.jsonl, *.jsonl.gz or *.parquet files instead; commas and globs
     max_mb = 0.0  # stop after this much source text, in MB; 0: no limit
     val_fraction = 0.05  # share of the bytes held out for val, in whole repositories or packages
-    tokenizer = "bpe"  # bpe (trained here), gpt2, p50k_base, or a folder with a tokenizer.json
+    tokenizer = "bpe"  # bpe (trained here), gpt2, a folder with a tokenizer.json, or a hub model
     vocab_size = 8192  # tokens of that bpe
     pattern = "code"  # how that bpe splits text first: code or gpt2
     licences = "permissive"  # permissive, any, or a list like MIT,Apache-2.0; if known
     min_stars = 0  # fewest stars of a repository, if known
     origin = ""  # parts of repository names to take, comma-separated; -part leaves out
     decontaminate = ""  # leave out a benchmark's problems: a file like HumanEval.jsonl.gz
+    prose = False  # text, not code: its lines may have any length
     seed = 1337  # of the order, the split and the sample that the tokenizer is trained on
 
 
@@ -435,10 +436,15 @@ def build(cfg, documents: Iterable[Document], source: str, total: int | None = N
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """A saved tokenizer, by path, or one of tiktoken's, by name. ValueError if it is neither, or
-    cannot encode code."""
+    """A saved tokenizer, by path, one of tiktoken's, by name, or that of a model on the hub.
+    ValueError if it is none of them, or cannot encode code."""
     path = locate(name)
-    tok = tokenization.load(path) if path.exists() else tokenization.from_tiktoken(name)
+    if path.exists():
+        tok = tokenization.load(path)
+    elif "/" in name:
+        tok = tokenization.from_hub(name)
+    else:
+        tok = tokenization.from_tiktoken(name)
     if tok.kind == "char":
         raise ValueError(f"{name} knows only the characters it was made from; code needs a bpe")
     tok.encode("def f(x):\n\treturn 'é'\n")

@@ -24,8 +24,8 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 class Settings:
     file = ""  # a text file to read instead of the download
-    out = ""  # the data set's name, a folder in data/; empty: shakespeare_char or shakespeare_bpe
-    tokenizer = "char"  # char or bpe
+    out = ""  # the data set's name, a folder in data/; empty: shakespeare_<tokenizer>
+    tokenizer = "char"  # char, bpe, gpt2, a folder with a tokenizer.json, or a hub model
     vocab_size = 5000  # tokens of the bpe
 
 
@@ -55,14 +55,15 @@ def read_text(file: str) -> str:
 def make_tokenizer(cfg, text: str, train_text: str) -> tokenization.Tokenizer:
     if cfg.tokenizer == "char":  # from all of the text, so no character of val is unknown
         return tokenization.train_char(text)
+    if cfg.tokenizer != "bpe":
+        return corpus.open_tokenizer(cfg.tokenizer)
     pattern, special_tokens = tokenization.GPT2_PATTERN, [tokenization.ENDOFTEXT]
     return tokenization.train_bpe([train_text], cfg.vocab_size, pattern, special_tokens)
 
 
 def main():
     cfg = configurator.load(Settings)
-    configurator.require(cfg, tokenizer=["char", "bpe"])
-    cfg.out = cfg.out or f"shakespeare_{cfg.tokenizer}"
+    cfg.out = cfg.out or f"shakespeare_{Path(cfg.tokenizer).name}"
     text = read_text(cfg.file)
     if len(text) < 100:
         configurator.die(

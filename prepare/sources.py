@@ -25,8 +25,8 @@ from prepare.clean import TOO_LARGE, Document
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 # A Document's field -> the columns that may hold it, in The Stack, CodeSearchNet and similar sets.
 COLUMNS = {
-    "text": ("content", "func_code_string", "whole_func_string", "code"),
-    "name": ("max_stars_repo_path", "func_path_in_repository", "path"),
+    "text": ("content", "func_code_string", "whole_func_string", "code", "text"),
+    "name": ("max_stars_repo_path", "func_path_in_repository", "path", "url"),
     "group": ("max_stars_repo_name", "repository_name", "repo_name", "repo"),
     "licences": ("max_stars_repo_licenses", "licenses", "license"),
     "stars": ("max_stars_count", "stars"),

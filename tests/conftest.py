@@ -1,12 +1,14 @@
 """What the tests share: the scripts are run as a person runs them, on Python files of this machine,
 in temporary folders."""
 
+import json
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +84,23 @@ def dataset(tmp_path_factory):
         "--vocab_size=1024",
         "--val_fraction=0.1",
     )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def masked(dataset, tmp_path_factory):
+    """The same data set for fine-tuning: of each document, tokens 20 to 20 + some are learnt, and
+    of every third one none."""
+    folder = shutil.copytree(dataset, tmp_path_factory.mktemp("data") / "masked")
+    eot = json.loads((folder / "tokenizer.json").read_text())["added_tokens"][0]["id"]
+    for split in ("train", "val"):
+        tokens = np.fromfile(folder / f"{split}.bin", "<u2")
+        mask = np.zeros(len(tokens), np.uint8)
+        for number, end in enumerate(np.flatnonzero(tokens == eot)):
+            if number % 3:
+                mask[end + 20 : end + 21 + number * 7 % 90] = 1
+        mask[tokens == eot] = 0
+        mask.tofile(folder / f"{split}.mask")
     return folder
 
 

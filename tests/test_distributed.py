@@ -52,7 +52,11 @@ train_by("uncompiled", "--compile", "--max_iters=2")
 assert made[0].pop("gradient_as_bucket_view") and list(made[0].values()) == [False], made
 for name in distributed.SHARDABLE:
     train_by(name, f"--optimizer={name}", "--shard")
+for name, *how in MASKED:
+    train_by(name, *how)
 """
+# Of these settings, how many processes there are must make no difference.
+MASKED = [["masked", "--max_iters=6"], ["masked_sharded", "--max_iters=6", "--shard"]]
 
 
 def torchrun(script, *args, how=()):
@@ -88,7 +92,7 @@ def losses(out):
 
 
 def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(
-    dataset, tmp_path, monkeypatch
+    dataset, masked, tmp_path, monkeypatch
 ):
     settings = [
         f"--dataset={dataset}",
@@ -113,7 +117,8 @@ def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(
     assert max(losses(whole))[0] == step < 1000 and said.count("stopping after this step") == 1, (
         said
     )
-    (tmp_path / "each.py").write_text(EACH)
+    masked_runs = [[*how, f"--dataset={masked}"] for how in MASKED]
+    (tmp_path / "each.py").write_text(EACH.replace("MASKED", repr(masked_runs)))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     end = step + 5
     process = torchrun(
@@ -147,6 +152,13 @@ def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(
         # The mean, not the largest: the gradient of a key's bias is nothing but rounding, of which
         # Adam makes whole steps.
         assert (a - b).abs().mean() < 1e-6, name
+    how = (*settings, f"--dataset={masked}", f"--out_dir={tmp_path / 'masked'}", "--max_iters=6")
+    assert in_process(monkeypatch, *how) == 0
+    one = losses(tmp_path / "masked")
+    for name, *_ in MASKED:
+        many = losses(whole.parent / name)
+        assert one.keys() == many.keys() and len(one) == 13
+        assert all(many[key] == pytest.approx(one[key], abs=1e-5) for key in one), name
 
 
 @pytest.mark.parametrize(

@@ -25,19 +25,19 @@ BY_HAND = """\
         y = scores.masked_fill(~visible, -math.inf).softmax(-1) @ v
 """
 ROTATED = "        q, k = rotate(q, cos, sin), rotate(k, cos, sin)\n"
-READ = "        attended = self.drop(self.attention(self.input_layernorm(x), cos, sin, mask))\n"
-PARALLEL = (
-    "            return x + attended + self.drop(self.mlp(self.post_attention_layernorm(x)))\n"
-)
+READ = "        normed = self.input_layernorm(x)\n"
+ATTENDED = "        attended = self.drop(self.attention(normed, cos, sin, mask))\n"
+PARALLEL = "        return x + attended + self.drop(self.mlp(normed))\n"
 MLP = "self.activation(self.dense_h_to_4h(x))"
 SCALED = "class Scaled(nn.Embedding):\n    def forward(self, idx):\n"
 SCALED += "        return 4 * super().forward(idx)\n\n\n"
 DROP = "        self.attention = Attention(config)\n"
-LOSS = "        return token_losses(self.logits(x), targets).sum() / (targets >= 0).sum()\n"
+COUNT = "(targets >= 0).sum().clamp_min(1)"
+LOSS = f"        return token_losses(self.logits(x), targets).sum() / {COUNT}\n"
 LOGIT_LOSS = """\
         logits = self.logits(x)
         size = logits.float().logsumexp(-1).square().mean()
-        return token_losses(logits, targets).sum() / (targets >= 0).sum() + size
+        return token_losses(logits, targets).sum() / (targets >= 0).sum().clamp_min(1) + size
 """
 EXTRA = 'forward(self, x, cos, sin, mask=None, scale=1.0):\n        """x (B, T, C)'
 MIXED = "x + self.mix * F.pad(x, (0, 0, 1, 0))[:, :-1]"
@@ -53,7 +53,7 @@ EDITS = {  # what stands in model.py, and what a reader writes there
     "no gradient through the keys": [(ROTATED, ROTATED + "        k = k.detach()\n")],
     "queries and values swapped": [("        q, k, v = heads.", "        v, k, q = heads.")],
     "half of the attention": [(PARALLEL, PARALLEL.replace("attended", "0.5 * attended"))],
-    "the MLP after the attention": [("if self.parallel_residual:", "if False:")],
+    "the MLP after the attention": [("if not self.parallel_residual:", "if True:")],
     "the token before mixed in, from zero": [
         (DROP, DROP + "        self.mix = nn.Parameter(torch.zeros(config.n_embd))\n"),
         (READ, f"        x = {MIXED}\n" + READ),
@@ -61,11 +61,11 @@ EDITS = {  # what stands in model.py, and what a reader writes there
     "ReLU squared": [(MLP, "F.relu(self.dense_h_to_4h(x)).square()")],
     "another GELU": [('    "gelu": F.gelu,\n', '    "gelu": F.silu,\n')],
     "logits capped": [("return self.embed_out(x)", "return 5 * torch.tanh(self.embed_out(x) / 5)")],
-    "embeddings scaled": [("embed_in(idx))\n", "embed_in(idx)) * 3\n")],
+    "embeddings scaled": [("embed_in(idx)\n", "embed_in(idx) * 3\n")],
     "some tokens weigh more": [
         ('reduction="none")', 'reduction="none") * torch.where(targets >= 100, 2.0, 1.0)')
     ],
-    "some tokens read as nothing": [("embed_in(idx))", "embed_in(idx) * (idx < 100)[..., None])")],
+    "some tokens read as nothing": [("embed_in(idx)", "embed_in(idx) * (idx < 100)[..., None]")],
     "half of it, in forward": [("x = self.hidden(idx, mask)", "x = 0.5 * self.hidden(idx, mask)")],
     "embeddings of another class": [
         ("embed_in=nn.Embedding(", "embed_in=Scaled("),
@@ -77,7 +77,7 @@ EDITS = {  # what stands in model.py, and what a reader writes there
     "slower rotation": [("torch.outer(torch.arange", "0.5 * torch.outer(torch.arange")],
     "an argument more": [
         ('forward(self, x, cos, sin, mask=None):\n        """x (B, T, C)', EXTRA),
-        (READ, READ.replace("sin, mask)", "sin, mask, scale=0.5)")),
+        (ATTENDED, ATTENDED.replace("sin, mask)", "sin, mask, scale=0.5)")),
         ("        return self.dense(y.tr", "        return scale * self.dense(y.tr"),
     ],
     "smoothed labels": [

@@ -1,12 +1,21 @@
-"""model.py against transformers' GPTNeoX, torch's own FLOP counter, and itself by other ways."""
+"""model.py against transformers' GPTNeoX, GPT2 and Phi, torch's own FLOP counter, and itself by
+other ways."""
 
 import itertools
 import math
 
 import pytest
 import torch
+from conftest import ROOT
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+)
 from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
     TopKLogitsWarper,
@@ -14,8 +23,9 @@ from transformers.generation.logits_process import (
 )
 
 import model as model_file
+import train
 from model import NeoX, NeoXConfig
-from parts import fast, hf
+from parts import configurator, fast, hf, memory, runs
 from parts.generate import Decoder, choose, generate, stream
 
 SMALL = dict(vocab_size=97, block_size=32, n_layer=3, n_head=4, n_embd=64)
@@ -38,6 +48,21 @@ SHAPES = [
     dict(n_layer=6, n_head=8, n_embd=128, rotary_base=500.0, block_size=64),
     dict(vocab_size=1000, n_head=2, n_inner=100, norm_eps=1e-3, activation="gelu_fast"),
 ]
+GPT2 = dict(learned_positions=True, rotary_pct=0.0, parallel_residual=False)
+GPT2 |= dict(tie_embeddings=True, activation="gelu_new")
+PHI = dict(shared_norm=True, head_bias=True, rotary_pct=0.5, activation="gelu_new")
+VARIANTS = [
+    dict(),
+    dict(n_layer=1, n_head=1, n_embd=16),
+    dict(n_layer=6, n_head=8, n_embd=128, block_size=64),
+    dict(vocab_size=1000, n_head=2, n_inner=100, norm_eps=1e-3),
+    dict(activation="gelu"),
+    dict(n_head=16, activation="gelu_pytorch_tanh"),
+    dict(n_layer=2, n_head=2, block_size=7),
+]
+SHAPES += [GPT2 | variant for variant in (*VARIANTS, dict(tie_embeddings=False))]
+SHAPES += [PHI | variant for variant in (*VARIANTS, dict(rotary_pct=0.25, rotary_base=500.0))]
+SHAPES += [PHI | dict(tie_embeddings=True, rotary_pct=1.0)]
 
 
 @pytest.mark.parametrize(
@@ -67,10 +92,13 @@ def test_same_logits_and_gradients_as_transformers_in_both_directions(
     torch.nn.functional.cross_entropy(reference.flatten(0, 1), targets.flatten()).backward()
     loss.backward()
     assert (logits - reference).abs().max() < tolerance
-    gradients = {
-        name.replace("lm_head", "embed_out"): p.grad for name, p in theirs.named_parameters()
-    }
-    for name, parameter in ours.named_parameters():
+    gradients = {name: p.grad for name, p in ours.named_parameters()}
+    gradients = hf.state_to_hf(gradients, theirs.config.model_type, ours.config)
+    named = dict(theirs.named_parameters())
+    if "embed_out.weight" in gradients:  # as the file says; the class has another name for it
+        gradients["lm_head.weight"] = gradients.pop("embed_out.weight")
+    assert gradients.keys() == named.keys()
+    for name, parameter in named.items():
         assert (parameter.grad - gradients[name]).abs().max() < tolerance, name
 
 
@@ -100,21 +128,81 @@ def test_a_checkpoint_in_shards_and_one_in_the_older_format_load(tmp_path):
         )
 
 
+def test_gpt2_s_published_files_load_whose_names_lack_their_first_part(tmp_path):
+    shape = dict(vocab_size=97, n_positions=32, n_embd=64, n_layer=2, n_head=4)
+    theirs = GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.1)).eval()
+    state = {name.removeprefix("transformer."): p for name, p in theirs.named_parameters()}
+    for layer in range(2):
+        state[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+    theirs.config.save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors")
+    idx = torch.randint(97, (1, 16))
+    assert torch.allclose(hf.from_pretrained(tmp_path).eval()(idx), theirs(idx).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape, reason",
+    [
+        (dict(head_bias=True), "GPT-NeoX has no head_bias"),
+        (dict(shared_norm=True), "Phi has no a model without head_bias"),
+        (GPT2 | dict(rotary_pct=0.5), "GPT-2 has no rotary_pct"),
+        (dict(activation="swiglu"), "no swiglu"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_model_that_no_family_has_is_not_exported(shape, reason, tmp_path):
+    with pytest.raises(ValueError, match=reason):
+        hf.save_pretrained(random_model(**shape), tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("shape", [GPT2, PHI], ids=["gpt2", "phi"])
+def test_exported_families_write_the_same_greedy_tokens_in_transformers(shape, tmp_path):
+    ours = random_model(**shape | dict(block_size=128), noise=0.05)
+    hf.save_pretrained(ours, tmp_path, eot=0)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    prompts = torch.randint(1, 97, (20, 12), generator=torch.Generator().manual_seed(0))
+    how = dict(max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = theirs.generate(prompts, **how)[:, 12:].tolist()
+    for use_cache in (True, False):
+        found = generate(ours, prompts.tolist(), 64, temperature=0, use_cache=use_cache)
+        assert found == expected
+    uneven = [row[: 2 + n] for n, row in enumerate(prompts[:8].tolist())]
+    alone = [generate(ours, [row], 64, temperature=0)[0] for row in uneven]
+    for use_cache in (True, False):
+        assert generate(ours, uneven, 64, temperature=0, use_cache=use_cache) == alone
+
+
+def test_phi_2_has_as_many_parameters_as_published():
+    with torch.device("meta"):
+        model = NeoX(NeoXConfig(vocab_size=51200, **vars_of("phi2")))
+    assert model.num_params() == 2_779_683_840
+    assert memory.count_parameters(model.config).total == 2_779_683_840
+    shape = vars_of("gpt2_124m")
+    assert memory.count_parameters(NeoXConfig(vocab_size=50257, **shape)).total == 124_439_808
+
+
+def vars_of(name):
+    """The settings of the model in a file of config/."""
+    cfg = configurator.load(train.Settings, [str(ROOT / f"config/{name}.py")])
+    return {k: v for k, v in runs.model_settings(cfg).items() if k != "vocab_size"}
+
+
 def test_the_loss_in_blocks_is_torchs_cross_entropy(monkeypatch):
     monkeypatch.setitem(fast.MAX_LOGITS, "cpu", 97 * 7)  # 7 rows at a time, the last block shorter
     torch.manual_seed(0)
-    x, weight = (
-        torch.randn(50, 16, dtype=torch.float64, requires_grad=True),
-        torch.randn(97, 16, dtype=torch.float64, requires_grad=True),
+    x, weight, bias = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((50, 16), (97, 16), (97,))
     )
     targets = torch.randint(97, (50,))
     targets[::5] = -100
     losses = (
-        fast.LinearCrossEntropy.apply(x, weight, targets),
-        torch.nn.functional.cross_entropy(x @ weight.T, targets),
+        fast.LinearCrossEntropy.apply(x, weight, targets, bias),
+        torch.nn.functional.cross_entropy(x @ weight.T + bias, targets),
     )
     assert torch.allclose(*losses, atol=1e-12)
-    for ours, theirs in zip(*(torch.autograd.grad(3 * loss, (x, weight)) for loss in losses)):
+    for ours, theirs in zip(*(torch.autograd.grad(3 * loss, (x, weight, bias)) for loss in losses)):
         assert torch.allclose(ours, theirs, atol=1e-12)
 
 
@@ -215,21 +303,23 @@ def test_past_the_end_the_model_sees_the_newest_half_of_the_context_and_what_fol
 )
 @pytest.mark.parametrize("padding", [[0], [0, 5]], ids=["one row", "padded batch"])
 @pytest.mark.parametrize(
-    "parallel, activation, rotary",
-    [(True, "gelu", 0.25), (True, "swiglu", 1.0), (False, "gelu", 0.0), (False, "gelu_fast", 0.5)],
+    "shape",
+    [
+        dict(activation="swiglu", rotary_pct=1.0),
+        dict(parallel_residual=False, rotary_pct=0.0),
+        dict(parallel_residual=False, activation="gelu_fast", rotary_pct=0.5),
+        GPT2,
+        PHI,
+        dict(learned_positions=True, head_bias=True),
+    ],
+    ids=lambda shape: ",".join(f"{v}" for v in shape.values()),
 )
-def test_the_decoder_s_logits_are_the_plain_model_s(
-    parallel, activation, rotary, padding, dtype, tolerance
-):
-    model = (
-        random_model(parallel_residual=parallel, activation=activation, rotary_pct=rotary)
-        .to(dtype)
-        .requires_grad_(False)
-    )
+def test_the_decoder_s_logits_are_the_plain_model_s(shape, padding, dtype, tolerance):
+    model = random_model(**shape).to(dtype).requires_grad_(False)
     idx = torch.randint(97, (len(padding), 20))
     real = torch.arange(20) >= torch.tensor(padding)[:, None]
     mask = real[:, None, None] & torch.ones(20, 20).tril().bool() | torch.eye(20).bool()
-    expected = model.embed_out(model.hidden(idx, mask))
+    expected = model(idx, mask=mask)
     decoder = Decoder(model, len(padding))
     for start, stop in [(0, 12)] + [(t, t + 1) for t in range(12, 20)]:
         logits = decoder(

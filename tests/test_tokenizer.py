@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import tokenizers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from parts import tokenizer as tokenization
+from prepare import corpus
 
 STDLIB, PACKAGES = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib"))
 VOCAB = 2048
@@ -158,6 +160,35 @@ def test_impossible_vocabulary_sizes_are_refused():
     for name in ("cl100k_base", "nonsense"):
         with pytest.raises(ValueError, match="gpt2, r50k_base, p50k_base"):
             tokenization.from_tiktoken(name)
+
+
+def test_gpt2_s_and_pythia_s_tokenizers_give_the_ids_of_tokenizers(
+    real_files, monkeypatch, tmp_path
+):
+    data = Path(os.environ.get("NANONEOX_DATA", "?"))
+    if not (data / "gpt2").is_dir():
+        pytest.skip("NANONEOX_DATA names no folder with gpt2/ and pythia/")
+    base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+    for name in ("encoder.json", "vocab.bpe"):  # as tiktoken's cache calls what it downloads
+        url = hashlib.sha1((base + name).encode()).hexdigest()
+        (tmp_path / url).write_bytes((data / "gpt2" / name).read_bytes())
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("requests.get", None)  # nothing is downloaded
+    files = str(data / "gpt2/encoder.json"), str(data / "gpt2/vocab.bpe")
+    theirs = tokenizers.ByteLevelBPETokenizer(*files)
+    pythia = data / "pythia"
+    pairs = [
+        (corpus.open_tokenizer("gpt2"), theirs, 50257),
+        (
+            corpus.open_tokenizer(pythia),
+            tokenizers.Tokenizer.from_file(f"{pythia}/tokenizer.json"),
+            50277,
+        ),
+    ]
+    for ours, theirs, size in pairs:
+        assert ours.vocab_size == size and ours.tokens[ours.eot] == b"<|endoftext|>"
+        for text, expected in zip(real_files, theirs.encode_batch(real_files)):
+            assert ours.encode_numpy(text).tolist() == expected.ids
 
 
 def test_from_tiktoken(monkeypatch, bpe):

@@ -3,7 +3,9 @@
     python tools/plan.py config/python_t4.py
     python tools/plan.py config/python_t4.py --gpu=a100 --batch_size=64
 
-All of it is computed and nothing measured. It is for one GPU, without torch.compile.
+    python tools/plan.py config/phi2.py --gpu=h100 --gpus=4
+
+All of it is computed and nothing measured, without torch.compile. Memory is that of one GPU.
 """
 
 import sys
@@ -27,7 +29,8 @@ from tools.peers import vocabulary
 
 
 class Settings(train.Settings):
-    gpu = "t4"  # t4, l4, a100, h100
+    gpu = "t4"  # t4, l4, a100, l40s, h100
+    gpus = 1  # of them; with --shard they share weights, gradients and optimizer
     vocab_size = 0  # tokens in the vocabulary; 0: the data set's, or 8,192 if it is not there
 
 
@@ -36,12 +39,13 @@ class GPU(NamedTuple):
     peaks: dict[str, float]  # dense FLOP/s in each native dtype, the best one first
 
 
-# From NVIDIA's data sheets: T4, L4, A100 40 GB and H100 SXM. float32 means TF32 where there is such
-# a thing, because train.py allows it.
+# From NVIDIA's data sheets: T4, L4, A100 40 GB, L40S and H100 SXM. float32 means TF32 where there
+# is such a thing, because train.py allows it.
 GPUS = {
     "t4": GPU(14.6, {"float16": 65e12, "float32": 8.1e12}),
     "l4": GPU(22.0, {"bfloat16": 121e12, "float16": 121e12, "float32": 60e12}),
     "a100": GPU(39.5, {"bfloat16": 312e12, "float16": 312e12, "float32": 156e12}),
+    "l40s": GPU(44.5, {"bfloat16": 362e12, "float16": 362e12, "float32": 183e12}),
     "h100": GPU(79.1, {"bfloat16": 989e12, "float16": 989e12, "float32": 494e12}),
 }
 # The share of that peak that training reaches. Assumed: small models get less, large ones on an
@@ -89,7 +93,8 @@ class Plan:
     def memory(self, config: NeoXConfig, batch_size: int, checkpoint: bool) -> dict[str, float]:
         changes = dict(batch_size=batch_size, checkpoint_activations=checkpoint)
         cfg = types.SimpleNamespace(**vars(self.cfg) | changes)
-        parts = memory.training(config, cfg, self.kept, self.dtype)
+        shards = cfg.gpus if cfg.shard else 1
+        parts = memory.training(config, cfg, self.kept, self.dtype, shards=shards)
         parts["total"] = parts["total"] * (1 + WASTE) + CONTEXT
         return {name: value / 2**30 for name, value in parts.items()}
 
@@ -138,7 +143,7 @@ class Plan:
         tokens = cfg.max_iters * cfg.grad_accum * cfg.batch_size * cfg.block_size
         # A second forward is a third of the rest.
         flops = model.flops_per_token() * (4 / 3 if cfg.checkpoint_activations else 1)
-        minutes = tokens * flops / (SHARE * self.gpu.peaks[self.dtype]) / 60
+        minutes = tokens * flops / (SHARE * self.gpu.peaks[self.dtype] * cfg.gpus) / 60
         time = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         limit = f", or {cfg.max_minutes:g} min if sooner" if cfg.max_minutes else ""
         print(
@@ -157,7 +162,7 @@ class Plan:
 
 def read_settings():
     cfg = train.read_settings(Settings)
-    configurator.require(cfg, most={"vocab_size": MAX_VOCAB}, gpu=list(GPUS))
+    configurator.require(cfg, ["gpus"], {"vocab_size": MAX_VOCAB, "gpus": 4096}, gpu=list(GPUS))
     with configurator.mistakes():
         cfg.vocab_size = cfg.vocab_size or vocabulary(cfg.dataset)
     return cfg
