@@ -446,7 +446,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     else:
         tok = tokenization.from_tiktoken(name)
     if tok.kind == "char":
-        raise ValueError(f"{name} knows only the characters it was made from; code needs a bpe")
+        raise ValueError(f"{name} knows only the characters it was made from; give a bpe")
     tok.encode("def f(x):\n\treturn 'é'\n")
     return tok
 

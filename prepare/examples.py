@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from parts import configurator
-from parts import tokenizer as tokenization
 from parts.chat import end_of_text
 from parts.tokenizer import Tokenizer
 from prepare import corpus
@@ -26,7 +25,7 @@ BATCH = 1000  # documents that are written at a time
 class Settings:
     file = ""  # files of examples; commas and globs
     source = ""  # a data set on the Hugging Face hub instead
-    tokenizer = ""  # the model's: a run, a tokenizer.json or gpt2; empty: the newest run's in out/
+    tokenizer = ""  # the model's: a run, a folder, gpt2 or a hub model; empty: out/'s newest run
     val_fraction = 0.1  # share of the examples held out for val
     max_examples = 0  # take so many; 0: all
     seed = 1337  # of the order and the split
@@ -52,9 +51,7 @@ def open_tokenizer(cfg) -> Tokenizer:
                 "model that you will fine-tune"
             )
         cfg.tokenizer = os.path.relpath(run, configurator.ROOT)
-    path = configurator.locate(cfg.tokenizer)
-    there = path.exists()
-    tok = tokenization.load(path) if there else tokenization.from_tiktoken(cfg.tokenizer)
+    tok = corpus.open_tokenizer(cfg.tokenizer)
     end_of_text(tok)
     return tok
 

@@ -256,7 +256,8 @@ BAD = [  # module, content of a file, its name, settings, a part of the line
     (instruct, b"", "a.json", ["--val_fraction=0"], "val_fraction must be above 0"),
     (instruct, b"", "a.json", ["--source=x/y"], "give --file=... or"),
     (instruct, b"", "a.json", ["--tokenizer=nowhere"], "'nowhere' is unknown"),
-    (instruct, b"", "a.json", ["--tokenizer={char}"], "no <|endoftext|>"),
+    (instruct, b"", "a.json", ["--tokenizer={char}"], "it was made from; give a bpe"),
+    (instruct, b"", "a.json", ["--tokenizer={plain}"], "has no <|endoftext|>"),
     (instruct, b"", "a.json", ["--file={folder}"], "--file takes"),
     (instruct, b"", "a.json", ["--file={folder}/folder.json"], "there is no file"),
     (instruct, b"", "a.json", ["--file={folder}/pipe.json"], "there is no file"),
@@ -284,7 +285,8 @@ def test_a_mistake_is_one_line(
     (tmp_path / "folder.json").mkdir()
     os.mkfifo(tmp_path / "pipe.json")
     tokenization.train_char("abc").save(tmp_path / "char")
-    places = {"folder": tmp_path, "char": tmp_path / "char"}
+    tokenization.train_bpe(["abc"], 256, special_tokens=()).save(tmp_path / "plain")
+    places = {"folder": tmp_path, "char": tmp_path / "char", "plain": tmp_path / "plain"}
     how = [f"--file={tmp_path / name}", f"--tokenizer={dataset}", f"--out={tmp_path / 'set'}"]
     assert script(monkeypatch, module, *how, *(arg.format(**places) for arg in args)) == 2
     [said] = [text for text in capsys.readouterr().err.splitlines() if "error: " in text]
