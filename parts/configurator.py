@@ -262,9 +262,11 @@ def require(cfg, positive=(), most=None, **choices):
 
 
 def print_help(settings: type):
-    """The script's docstring, then its settings with defaults and comments, in source order."""
+    """The script's docstring, then its settings with defaults and comments, in source order; of one
+    that it states anew for itself, only that."""
     print((inspect.getmodule(settings).__doc__ or "").strip())
     print("\nSettings, with their defaults:")
+    listed = set()
     for base in settings.__mro__[:-1]:
         script = vars(base).get("_script")
         if script and base is not settings:
@@ -272,17 +274,19 @@ def print_help(settings: type):
                 f"\nAll settings of {script} may be given too: python {script} --help lists them."
             )
         else:
-            print_settings(base)
+            print_settings(base, listed)
+            listed |= vars(base).keys()
 
 
-def print_settings(base: type):
-    """The settings that one class states, and its presets."""
+def print_settings(base: type, listed: set[str]):
+    """The settings that one class states, but for those listed already, and its presets."""
     for line in inspect.getsource(base).splitlines():
         assignment, _, comment = line.strip().partition("  # ")
         if assignment.startswith("#"):
             print(f"\n{line.strip('# ')}")
         elif " = " in assignment and not assignment.startswith("_"):
-            print(f"  --{assignment.replace(' = ', '='):<36} {comment}")
+            if assignment.split(" = ")[0] not in listed:
+                print(f"  --{assignment.replace(' = ', '='):<36} {comment}")
     for key, presets in vars(base).get("_presets", {}).items():
         print(f"\nOther defaults that {key} brings:")
         for name, preset in presets.items():

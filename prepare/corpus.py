@@ -376,8 +376,9 @@ def text_bytes(tok: Tokenizer, ids: np.ndarray) -> int:
     )
 
 
-def print_report(meta: dict, out: str):
-    """What was read, dropped, masked and written, and what to run next."""
+def print_report(meta: dict, out: str, command: str = ""):
+    """What was read, dropped, masked and written, and what to run next: the command or, without
+    one, a training from scratch."""
     if meta.get("cleaning"):
         print(f"{'':<36}{'documents':>10}{'MB':>10}")
         for rule, count in meta["cleaning"].items():
@@ -391,21 +392,34 @@ def print_report(meta: dict, out: str):
         print(f"{split}: {n['tokens']:,} tokens, {size}, {n['documents']:,} documents")
     density = meta["val"]["bytes"] / meta["val"]["tokens"]
     print(f"val: {density:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
+    print(f"next: {command or training_command(out)}")
+
+
+def training_command(out: str) -> str:
+    """The command that trains on the data set, with the config file that suits it best."""
     out = os.path.expanduser(out)  # as find_place does
     names = [out.removesuffix("_char"), Path(sys.argv[0]).stem, "python"]
     name = next(name for name in names if (ROOT / f"config/{name}_cpu.py").exists())
     config = f"config/{name}_cpu.py"
     if name != names[0]:
         config += f" --dataset={shlex.quote(out)} --out_dir={shlex.quote(f'out/{Path(out).name}')}"
-    print(f"next: python train.py {config}")
+    return f"python train.py {config}"
 
 
 # --- the whole way --------------------------------------------------------------------------------
 
 
-def build(cfg, documents: Iterable[Document], source: str, total: int | None = None):
+def build(
+    cfg,
+    documents: Iterable[Document],
+    source: str,
+    total: int | None = None,
+    unit: str = "repository or package",
+    command: str = "",
+):
     """Make data/<cfg.out> from documents. source: what meta.json says about their origin; total:
-    their bytes, if known, for the progress bar."""
+    their bytes, if known, for the progress bar; unit: what their groups are; command: what to run
+    next, if that is not a training from scratch."""
     benchmark = None
     require(cfg, positive=["val_fraction"], pattern=sorted(tokenization.PATTERNS))
     if cfg.tokenizer == "bpe" and not 512 <= cfg.vocab_size <= 65536:
@@ -424,7 +438,7 @@ def build(cfg, documents: Iterable[Document], source: str, total: int | None = N
                 f"{free / 1e6:,.0f} MB free; --max_mb takes a part of them"
             )
         spool, report = fill_spool(folder / "spool", documents, cfg, benchmark, total)
-        is_val, split_by = hold_out(spool, cfg.val_fraction)
+        is_val, split_by = hold_out(spool, cfg.val_fraction, unit)
         tok = given or train_tokenizer(folder, spool, is_val, cfg)
         with mistakes():
             tok.save(folder)
@@ -432,7 +446,7 @@ def build(cfg, documents: Iterable[Document], source: str, total: int | None = N
         about = {"source": source, "split_by": split_by, **report, "arguments": vars(cfg)}
         meta = write_dataset(folder, tok, encoded, about)
         spool.path.unlink()
-    print_report(meta, cfg.out)
+    print_report(meta, cfg.out, command)
 
 
 def open_tokenizer(name: str) -> Tokenizer:
@@ -560,12 +574,12 @@ def examine_batch(batch: list[Document]) -> list[tuple[int, list[str] | None, Ex
     return [(seeded(cfg.seed, d.group), d.licences, examine(d, cfg, benchmark)) for d in batch]
 
 
-def hold_out(spool: Spool, val_fraction: float) -> tuple[np.ndarray, str]:
+def hold_out(spool: Spool, val_fraction: float, unit: str) -> tuple[np.ndarray, str]:
     """Which documents make the val split (bool), and what was kept together. Ends the script if
     there are too few."""
     is_val = choose_val(spool.groups, spool.lengths, val_fraction)
     if is_val is not None:
-        return is_val, "repository or package"
+        return is_val, unit
     is_val = choose_val(spool.texts, spool.lengths, val_fraction)
     if is_val is not None:
         return is_val, "file, as there are too few repositories or packages"
