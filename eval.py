@@ -95,7 +95,7 @@ def open_split(dataset: str, folder: Path, tokenizer) -> tuple[np.ndarray, dict]
         dataset = about.get("settings", about).get("dataset")
         if not dataset:
             raise ValueError(f"{folder} does not say what it was trained on; give --dataset=NAME")
-    data = Dataset(dataset, block_size=1)
+    data = Dataset(dataset)
     data, meta, tokens = data.folder, data.meta, np.array(data.val)
     if (data / "tokenizer.json").read_bytes() != (folder / "tokenizer.json").read_bytes():
         tokens = translate(tokens, tokenization.load(data), tokenizer)

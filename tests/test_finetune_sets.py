@@ -309,7 +309,7 @@ def make(monkeypatch, module, tmp_path, tokenizer, rows, *args):
     file.write_text(json.dumps(rows))
     how = f"--file={file}", f"--out={tmp_path / 'set'}", f"--tokenizer={tokenizer}", *args
     assert script(monkeypatch, module, *how) == 0
-    return Dataset(str(tmp_path / "set"), block_size=1)
+    return Dataset(str(tmp_path / "set"))
 
 
 def nats_of(model, ids, begin):
