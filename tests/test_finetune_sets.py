@@ -377,7 +377,7 @@ def test_sentiment_takes_the_likelier_label(trained, tmp_path, monkeypatch, labe
         given = [tok.eot, *tok.encode(given.removesuffix(sentiment.QUESTION))]
         given += tok.encode(sentiment.QUESTION)
         costs = [sum(nats_of(model, given + tok.encode(f" {w}"), len(given))) for w in words]
-        right.append(words.index(word.strip()))
+        right.append(words.index(word.strip(" ]")))
         chosen.append(int(np.argmin(costs)))
     how = "macro" if labels else "binary"
     assert found["sentiment_accuracy"] == pytest.approx(accuracy_score(right, chosen))
