@@ -20,6 +20,9 @@ humaneval    HumanEval (Chen et al. 2021); humaneval-x: HumanEval-X's Go part (Z
              chance 0.1); with --allow_code_execution also pass@k of sampled programs
 humaneval-infill  HumanEval's solutions with a line, lines or a span missing (Bavarian et al. 2022):
              bits per byte and exact match of what is missing, in percent; pass@k as above
+sentiment    a set of prepare/sentiment.py, or --file=test.tsv: accuracy and F1 of the likeliest
+             label, beside a bag of words (logistic regression) and the commonest label
+instruct     a set of prepare/instruct.py: loss of the held-out answers, exact match of short ones
 
 Prints a table and writes eval.json into the run's folder. Results of other tasks stay in it if they
 are for the same weights and data.
@@ -67,7 +70,7 @@ class Report(TypedDict):
 class Settings(tasks.Options):
     ckpt = ""  # a run, a checkpoint file, a Hugging Face folder or name; empty: out/'s newest run
     dataset = ""  # a folder under data/; empty: the one that the run was trained on
-    tasks = ""  # of those above, with commas; empty: loss, and for code completion and mine
+    tasks = ""  # of those above, with commas; empty: what suits the data set
     device = "auto"  # auto, cpu, cuda, mps
 
 
@@ -97,7 +100,7 @@ def open_split(dataset: str, folder: Path, tokenizer) -> tuple[np.ndarray, dict]
         dataset = about.get("settings", about).get("dataset")
         if not dataset:
             raise ValueError(f"{folder} does not say what it was trained on; give --dataset=NAME")
-    data = Dataset(dataset, block_size=1)
+    data = Dataset(dataset)
     data, meta, tokens = data.folder, data.meta, np.array(data.val)
     if (data / "tokenizer.json").read_bytes() != (folder / "tokenizer.json").read_bytes():
         tokens = translate(tokens, tokenization.load(data), tokenizer)
@@ -119,6 +122,7 @@ def make_exam(cfg, tokenizer, folder: Path) -> tasks.Exam:
     if not names:
         code = detect_language(tokens, tokenizer)
         names = ["loss", "completion", "mine"] if code else ["loss"]
+        names = [meta["task"]] if meta.get("task") in tasks.TASKS else names
     return tasks.Exam(",".join(names), tokenizer, tokens, meta, cfg)
 
 

@@ -4,6 +4,7 @@
     head -50 train.py | python sample.py --ckpt=out/python_cpu --prompt=- --num_samples=3
     python sample.py --prompt="def double(x):" --suffix="    return y"     # what stands between
     python sample.py --fim_file=draft.py        # the same, where the file has the mark <CURSOR>
+    python sample.py --ckpt=out/instruct --chat             # a conversation, until Ctrl-D
 
 One sample is streamed as it is made. Several are made together and printed one after the other,
 each after the prompt and, where a gap is filled, before the suffix.
@@ -20,6 +21,7 @@ from parts import configurator, memory, runs
 from parts import device as devices
 from parts.generate import completion, read_prompt, stream, text_pieces
 from parts.infill import joined, meeting, read_gap
+from parts.talk import talk
 
 CURSOR = "<CURSOR>"
 LONGEST_PROMPT = 4_000_000  # characters, far more than any context; a stream may never end
@@ -31,6 +33,7 @@ class Settings:
     prompt_file = ""  # a file whose text to continue
     suffix = ""  # what comes after the text to write, which then fills the gap
     fim_file = ""  # a file to fill in where it has the mark <CURSOR>, once
+    chat = False  # answer each line of standard input, as a model fine-tuned on instructions does
     num_samples = 1  # completions of the same prompt
     max_new_tokens = 200  # tokens in each
     temperature = 0.8  # 0: always the likeliest token; 1: as the model learnt; above: wilder
@@ -52,6 +55,8 @@ def read_settings():
         configurator.die("give --prompt or --prompt_file, not both")
     if cfg.fim_file and (cfg.prompt or cfg.prompt_file or cfg.suffix):
         configurator.die("--fim_file holds prompt and suffix; give no others")
+    if cfg.chat and (cfg.prompt or cfg.prompt_file or cfg.num_samples > 1):
+        configurator.die("--chat reads standard input, and gives one answer to each line")
     return cfg
 
 
@@ -92,6 +97,10 @@ def main():
         device = devices.pick(cfg.device)
     model, tokenizer, _ = runs.load(cfg.ckpt, device)
     model.to(devices.generation_dtype(device, cfg.num_samples))
+    if cfg.chat:
+        with configurator.mistakes():
+            memory.check_generation(model, 1, model.config.block_size, cfg.max_new_tokens)
+        return talk(model, tokenizer, cfg)
     with configurator.mistakes():
         text, suffix = prompt_text(cfg)
         prompt, most = read_prompt(tokenizer, text), cfg.max_new_tokens

@@ -91,6 +91,12 @@ def locate(path: str | Path) -> Path:
     return Path(path) if os.path.exists(path) else ROOT / path
 
 
+def newest_run() -> Path | None:
+    """The folder of the run in out/ that was saved last; None if there is none."""
+    saved = [(file.stat().st_mtime, file.parent) for file in (ROOT / "out").glob("*/ckpt.pt")]
+    return max(saved)[1] if saved else None
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 

@@ -59,15 +59,17 @@ class Dataset:
 
     masked = False
 
-    def __init__(self, name: str, block_size: int):
-        """ValueError says what is missing or damaged, and how to make the data set."""
+    def __init__(self, name: str, block_size: int = 0):
+        """block_size: of the windows of a training; 0: the data are only read. ValueError says what
+        is missing or damaged, and how to make the data set."""
         name = os.path.expanduser(name)
         self.folder, self.block_size = configurator.ROOT / "data" / name, block_size
         self.hint = f"make it with: {how_to_make(name)}"
-        self.meta = self.read_meta()
+        self.meta = {**self.read_meta(), "folder": str(self.folder)}
         self.masked = any((self.folder / f"{split}.mask").exists() for split in SPLITS)
         self.train, self.val = (self.open_split(split) for split in SPLITS)
-        self.windows = {split: self.open_mask(split) for split in SPLITS if self.masked}
+        if self.masked and block_size:
+            self.windows = {split: self.open_mask(split) for split in SPLITS}
 
     def read_meta(self) -> dict:
         file = self.folder / "meta.json"
@@ -89,7 +91,7 @@ class Dataset:
         if not file.is_file() or file.stat().st_size % 2:
             raise ValueError(f"{file} is missing or cut short; {self.hint}")
         count = file.stat().st_size // 2
-        if count <= (1 if self.masked else self.block_size):
+        if count <= (1 if self.masked else max(self.block_size, 1)):
             raise ValueError(
                 f"{file} has too few tokens ({count}) for block_size={self.block_size}"
             )

@@ -79,15 +79,14 @@ def load(ckpt: str, device: str) -> Loaded:
     """What a setting named ckpt means: a run's folder, a checkpoint file, a Hugging Face folder or
     hub name; empty: the newest run in out/. Ends the script where there is none, and says what to
     do."""
-    runs = (configurator.ROOT / "out").glob("*/ckpt.pt")
-    runs = sorted(runs, key=lambda file: file.stat().st_mtime)
-    if not ckpt and not runs:
+    newest = configurator.newest_run()
+    if not ckpt and not newest:
         configurator.die(
             "there is no checkpoint in out/ yet; make one with: make quickstart, "
             "or python train.py config/python_cpu.py"
         )
     with configurator.mistakes():
-        path = hf.find(ckpt or runs[-1].parent)
+        path = hf.find(ckpt or newest)
         folder = path if path.is_dir() else path.parent
         model = load_model(path)
         tokenizer = tokenization.load(folder)

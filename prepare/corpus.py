@@ -1,5 +1,7 @@
 """From documents to data/<dataset>/{train.bin, val.bin, tokenizer.json, meta.json}.
 
+A set for fine-tuning also has train.mask and val.mask: for each token a byte, 1 where it is learnt.
+
     documents -> [processes: read, clean, sketch] -> drop duplicates -> spool file -> split by group
               -> tokenizer -> [processes: encode] -> bin files -> move the folder into place
 
@@ -56,7 +58,10 @@ BATCH = 1_000_000  # bytes that a process handles at a time
 SAMPLE = 16_000_000  # bytes of the train split to train a BPE on; twice as many take twice as long
 SPLITS = ("train", "val")
 # All files of a data set.
-FILES = ("train.bin", "val.bin", "meta.json", "tokenizer.json", "tokenizer_config.json")
+FILES = (
+    *("train.bin", "val.bin", "train.mask", "val.mask"),
+    *("meta.json", "tokenizer.json", "tokenizer_config.json"),
+)
 
 
 class Settings:
@@ -255,6 +260,7 @@ def is_same(new: Path, old: Path) -> bool:
             filecmp.cmp(new / name, old / name, shallow=False)
             for name in FILES
             if name != "meta.json"  # this also says when and how it was made
+            and ((new / name).exists() or (old / name).exists())  # few sets have masks
         )
     except OSError:  # there is no old one, or it is damaged
         return False
@@ -313,21 +319,35 @@ class Encoded(NamedTuple):
     size: int  # bytes of text
     pieces: int = 0  # that were looked at for filling in the middle
     rearranged: int = 0  # of those
+    learnt: np.ndarray | None = None  # uint8: 1 for each id that is learnt; None: all of them
 
 
 def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], about: dict) -> dict:
-    """Write the bin files and meta.json, which gets `about` too. Returns the content of meta.json.
+    """Write the bin files, the masks if there are any, and meta.json, which gets `about` too.
+    Returns the content of meta.json.
 
     tokenizer.json must already be there."""
     counts = {split: {"tokens": 0, "bytes": 0, "documents": 0, "max_id": 0} for split in SPLITS}
-    hashes, fim = {split: hashlib.sha256() for split in counts}, Counter()
+    files, hashes, fim = {}, {}, Counter()
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in counts}
-        for split, ids, documents, size, pieces, rearranged in encoded:
-            data = ids.astype("<u2").tobytes()
-            files[split].write(data)
-            hashes[split].update(data)
+
+        def write(name: str, data: bytes):
+            if name not in files:
+                files[name] = stack.enter_context(open(folder / name, "wb"))
+                hashes[name] = hashlib.sha256()
+            files[name].write(data)
+            hashes[name].update(data)
+
+        for split in SPLITS:
+            write(f"{split}.bin", b"")  # however few documents there are
+        for split, ids, documents, size, pieces, rearranged, learnt in encoded:
+            write(f"{split}.bin", ids.astype("<u2").tobytes())
             count = counts[split]
+            if learnt is not None:
+                write(f"{split}.mask", learnt.astype(np.uint8).tobytes())
+                chosen = ids[learnt == 1]
+                count["learnt"] = count.get("learnt", 0) + len(chosen)
+                count["learnt_bytes"] = count.get("learnt_bytes", 0) + text_bytes(tok, chosen)
             count["tokens"] += len(ids)
             count["bytes"] += size
             count["documents"] += documents
@@ -337,7 +357,9 @@ def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], abou
             file.flush()
             os.fsync(file.fileno())
     for split, count in counts.items():
-        count["sha256"] = hashes[split].hexdigest()
+        count["sha256"] = hashes[f"{split}.bin"].hexdigest()
+        if f"{split}.mask" in hashes:
+            count["mask_sha256"] = hashes[f"{split}.mask"].hexdigest()
     versions = {name: version(name) for name in ("numpy", "tiktoken", "tokenizers")}
     meta = {
         "tokenizer": {"kind": tok.kind, "file": "tokenizer.json"},
@@ -349,6 +371,17 @@ def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], abou
     }
     write_json(folder / "meta.json", meta)
     return meta
+
+
+def text_bytes(tok: Tokenizer, ids: np.ndarray) -> int:
+    """The bytes of text that ids stand for; special tokens have none."""
+    special = set(tok.special.values())
+    kinds, counts = np.unique(ids, return_counts=True)
+    return sum(
+        n * len(tok.token_bytes(i))
+        for i, n in zip(kinds.tolist(), counts.tolist())
+        if i not in special
+    )
 
 
 def print_report(meta: dict, out: str, command: str = ""):
@@ -443,7 +476,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     else:
         tok = tokenization.from_tiktoken(name)
     if tok.kind == "char":
-        raise ValueError(f"{name} knows only the characters it was made from; code needs a bpe")
+        raise ValueError(f"{name} knows only the characters it was made from; give a bpe")
     tok.encode("def f(x):\n\treturn 'é'\n")
     return tok
 

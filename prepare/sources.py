@@ -1,9 +1,10 @@
-"""Where documents come from: folders, JSON lines and parquet files, the Hugging Face hub.
+"""Where documents come from: folders, files of rows (JSON, parquet, CSV), the Hugging Face hub.
 
 Also: which group (repository or package) a document belongs to, and which groups make the val
 split.
 """
 
+import csv
 import glob
 import gzip
 import hashlib
@@ -41,7 +42,9 @@ TYPES = {
 # Bytes of a line of a JSON file. A longer one is passed over: it may not fit in memory, and a
 # million characters, all of them escaped, take less than half as many.
 LONGEST_LINE = 2**24
+LARGEST_LIST = 2**29  # bytes of a JSON list, which takes several times as many of memory
 ROWS_TO_TRY = 100  # if none of so many can be read, the file is of another kind
+DOCUMENTS = (".jsonl", ".jsonl.gz", ".parquet")  # files of documents
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -111,38 +114,58 @@ def is_source(folder: Path) -> bool:
 def file_documents(patterns: str) -> Iterator[Document]:
     """Documents from *.jsonl, *.jsonl.gz and *.parquet files, given as comma-separated names or
     globs. Ends the script at a file that is missing or, once it is reached, damaged."""
-    found = []
     with mistakes():
-        for pattern in patterns.split(","):
-            paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-            found += paths or [str(locate(pattern))]
-        for path in found:
-            if not path.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-                raise ValueError(f"--file takes *.jsonl, *.jsonl.gz and *.parquet, not {path}")
-            if not os.path.isfile(path):
-                raise ValueError(f"there is no file {path}")
-    return (document for path in found for document in documents_from(file_rows(path), path))
+        found = named_files("file", patterns, DOCUMENTS)
+    known = [column for columns in COLUMNS.values() for column in columns]
+    rows = ((file_rows(path, known), path) for path in found)
+    return (document for part, path in rows for document in documents_from(part, path))
 
 
-def file_rows(path: str) -> Iterator:
-    """The rows of a file; a ValueError in place of a row that cannot be read. Ends the script if
-    the file is damaged."""
+def named_files(setting: str, patterns: str, kinds: tuple[str, ...]) -> list[str]:
+    """The files that a setting names, with commas and globs. ValueError if one is missing, or its
+    name has none of the endings `kinds`."""
+    found = []
+    for pattern in patterns.split(","):
+        paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        found += paths or [str(locate(pattern))]
+    for path in found:
+        if not path.endswith(kinds):
+            wanted = " and ".join(", ".join(f"*{kind}" for kind in kinds).rsplit(", ", 1))
+            raise ValueError(f"--{setting} takes {wanted}, not {path}")
+        if not os.path.isfile(path):
+            raise ValueError(f"there is no file {path}")
+    return found
+
+
+def file_rows(path: str, known: Iterable[str] = ()) -> Iterator:
+    """The rows of a file by its ending: dicts, of CSV and TSV lists of cells; a ValueError in place
+    of a row that cannot be read. Ends the script if the file is damaged.
+
+    known: of parquet, the columns to read where it has any of them; otherwise it reads all."""
     from pyarrow import ArrowException
 
-    parquet = path.endswith(".parquet")
+    kind = Path(path.removesuffix(".gz")).suffix
     try:
-        yield from parquet_rows(path) if parquet else json_rows(path)
-    except (ArrowException, ValueError, OSError, EOFError, zlib.error) as error:
-        die(f"{path} cannot be read as {'parquet' if parquet else 'JSON lines'}: {error}")
+        if kind == ".parquet":
+            yield from parquet_rows(path, known)
+        elif kind in (".csv", ".tsv"):
+            yield from table_rows(path, kind)
+        elif kind == ".json" and begins_list(path):
+            yield from json_list(path)
+        else:
+            yield from json_rows(path)
+    except (ArrowException, csv.Error, ValueError, OSError, EOFError, zlib.error) as error:
+        name = {".jsonl": "JSON lines", ".parquet": "parquet"}.get(kind, kind[1:].upper())
+        die(f"{path} cannot be read as {name}: {error}")
 
 
-def parquet_rows(path: str) -> Iterator[dict | ValueError]:
+def parquet_rows(path: str, known: Iterable[str]) -> Iterator[dict | ValueError]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as table:
         names = table.schema_arrow.names
-        known = [column for columns in COLUMNS.values() for column in columns if column in names]
-        for rows in table.iter_batches(batch_size=256, columns=known or None):
+        chosen = [column for column in known if column in names]
+        for rows in table.iter_batches(batch_size=256, columns=chosen or None):
             for number in range(rows.num_rows):
                 try:  # a text may be no UTF-8, a date beyond Python's
                     row = {
@@ -154,8 +177,13 @@ def parquet_rows(path: str) -> Iterator[dict | ValueError]:
                 yield row
 
 
+def opened(path: str):
+    """A file's bytes, unpacked if its name ends in .gz."""
+    return (gzip.open if path.endswith(".gz") else open)(path, "rb")
+
+
 def json_rows(path: str) -> Iterator:
-    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+    with opened(path) as file:
         while line := file.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE:
                 while line and not line.endswith(b"\n"):
@@ -169,17 +197,56 @@ def json_rows(path: str) -> Iterator:
                 yield row
 
 
+def begins_list(path: str) -> bool:
+    """Whether a JSON file holds one list, rather than a value on each line."""
+    with opened(path) as file:
+        return file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def json_list(path: str) -> list:
+    with opened(path) as file:
+        data = file.read(LARGEST_LIST + 1)
+    if len(data) > LARGEST_LIST:
+        raise ValueError(f"it is one list of over {LARGEST_LIST >> 20} MB; write it as JSON lines")
+    try:
+        return json.loads(data.removeprefix(b"\xef\xbb\xbf"))
+    except RecursionError as error:
+        raise ValueError(error) from None
+
+
+def table_rows(path: str, kind: str) -> Iterator[list[str] | ValueError]:
+    """Lists of cells. CSV may quote a cell, which may then hold commas and newlines; in TSV, as in
+    SST-2's, a quotation mark is a character like any other."""
+
+    def lines(file):
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"a line is longer than {LONGEST_LINE:,} bytes")
+            yield line.decode("utf-8", "surrogateescape").removeprefix("\ufeff").replace("\0", "")
+
+    csv.field_size_limit(LONGEST_LINE)
+    how = {} if kind == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    with opened(path) as file:
+        for row in csv.reader(lines(file), **how):
+            try:
+                "".join(row).encode()
+            except UnicodeEncodeError:  # what surrogateescape made of bytes that are no UTF-8
+                row = ValueError("its text is not UTF-8")
+            if row:
+                yield row
+
+
 def hub_documents(**dataset) -> Iterator[Document]:
     """Documents of a data set on the Hugging Face hub (arguments as for datasets.load_dataset).
     They are streamed: only what passes the cleaning is written to disk."""
     return documents_from(hub_rows(**dataset), dataset["path"])
 
 
-def hub_rows(**dataset) -> Iterator[dict]:
+def hub_rows(split: str = "train", **dataset) -> Iterator[dict]:
     try:
         from datasets import load_dataset
 
-        yield from load_dataset(split="train", streaming=True, **dataset)
+        yield from load_dataset(split=split, streaming=True, **dataset)
     except Exception as error:  # gated, offline, renamed: the library raises a dozen types
         name = dataset["path"]
         die(

@@ -22,8 +22,10 @@ from tasks.code import detect_language
 from tasks.completion import Completion
 from tasks.humaneval_infill import HumanEvalInfill
 from tasks.infill import Infill
+from tasks.instruct import Instruct
 from tasks.loss import Loss
 from tasks.problems import HumanEval, HumanEvalX, Mine
+from tasks.sentiment import Sentiment
 from tasks.task import Examinee, Options, Task
 from tasks.writing import rows_per_batch
 
@@ -36,6 +38,8 @@ TASKS: dict[str, type[Task]] = {
     "humaneval-x": HumanEvalX,
     "humaneval-infill": HumanEvalInfill,
     "mine": Mine,
+    "sentiment": Sentiment,
+    "instruct": Instruct,
 }
 
 

@@ -13,14 +13,14 @@ class Options:
     """How to measure: the defaults, which `Options(show=0)` overrides by name."""
 
     stride = 0  # tokens between windows of the loss; fewer: more context each; 0: no overlap
-    num_completions = 100  # cuts of each of the three kinds
+    num_completions = 100  # cuts of each of the three kinds; short answers of instruct
     num_bodies = 50  # function bodies to write
     num_samples = 1  # programs to write for each problem; pass@k is reported for k up to this
     max_new_tokens = 200  # most tokens in a body or program
     temperature = 0.2  # of sampling; low, as for pass@1 in Chen et al. 2021
     top_p = 0.95  # sample from the likeliest tokens that together have this probability
     allow_code_execution = False  # pass@k: run sampled programs in a sandbox (Linux, bubblewrap)
-    file = ()  # humaneval's, -x's, -infill's .jsonl or .jsonl.gz, not downloaded; may be repeated
+    file = ()  # a benchmark's .jsonl or .jsonl.gz, sentiment's test set; may be given several times
     language = ""  # python or go, for the task mine; empty: the language of the data set
     show = 3  # bodies to print
     dtype = "auto"  # of the network; float32 gives the loss's last digits; the head has float32
