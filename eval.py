@@ -10,11 +10,16 @@ loss         of every token of the validation split: nats per token, perplexity,
 completion   held-out code, cut inside a line (line), at the end of one (next) and at a signature
              (body), then continued greedily: exact match and edit similarity as in CodeXGLUE, BLEU,
              whether the first token is right and the file still parses; in percent
+infill       held-out code with a gap of a line (line), 2 to 8 lines (block) or some characters
+             (span), filled greedily: exact match, edit similarity, whether the file parses; in
+             percent. line_exact_left: the same lines by the same model without what follows
 bodies       bodies sampled for functions of held-out Python files: how many parse
 humaneval    HumanEval (Chen et al. 2021); humaneval-x: HumanEval-X's Go part (Zheng et al. 2023);
              mine: tasks/*.jsonl, yours to extend. Bits per byte of the known solution; how often it
              is likelier than a mutant of it (choice2, chance 0.5) and than all nine (choice10,
              chance 0.1); with --allow_code_execution also pass@k of sampled programs
+humaneval-infill  HumanEval's solutions with a line, lines or a span missing (Bavarian et al. 2022):
+             bits per byte and exact match of what is missing, in percent; pass@k as above
 sentiment    a set of prepare/sentiment.py, or --file=test.tsv: accuracy and F1 of the likeliest
              label, beside a bag of words (logistic regression) and the commonest label
 instruct     a set of prepare/instruct.py: loss of the held-out answers, exact match of short ones

@@ -2,10 +2,12 @@
 
     python sample.py --prompt="def fibonacci(n):"
     head -50 train.py | python sample.py --ckpt=out/python_cpu --prompt=- --num_samples=3
+    python sample.py --prompt="def double(x):" --suffix="    return y"     # what stands between
+    python sample.py --fim_file=draft.py        # the same, where the file has the mark <CURSOR>
     python sample.py --ckpt=out/instruct --chat             # a conversation, until Ctrl-D
 
 One sample is streamed as it is made. Several are made together and printed one after the other,
-each after the prompt.
+each after the prompt and, where a gap is filled, before the suffix.
 """
 
 from parts.start import run_script
@@ -18,8 +20,10 @@ from tqdm import tqdm
 from parts import configurator, memory, runs
 from parts import device as devices
 from parts.generate import completion, read_prompt, stream, text_pieces
+from parts.infill import joined, meeting, read_gap
 from parts.talk import talk
 
+CURSOR = "<CURSOR>"
 LONGEST_PROMPT = 4_000_000  # characters, far more than any context; a stream may never end
 
 
@@ -27,6 +31,8 @@ class Settings:
     ckpt = ""  # a run's folder, a checkpoint, a Hugging Face folder or hub name; empty: newest run
     prompt = ""  # text to continue; - reads standard input; empty: the start of a document
     prompt_file = ""  # a file whose text to continue
+    suffix = ""  # what comes after the text to write, which then fills the gap
+    fim_file = ""  # a file to fill in where it has the mark <CURSOR>, once
     chat = False  # answer each line of standard input, as a model fine-tuned on instructions does
     num_samples = 1  # completions of the same prompt
     max_new_tokens = 200  # tokens in each
@@ -47,18 +53,21 @@ def read_settings():
         configurator.die("an empty --stop would end every completion at once; leave it out")
     if cfg.prompt and cfg.prompt_file:
         configurator.die("give --prompt or --prompt_file, not both")
+    if cfg.fim_file and (cfg.prompt or cfg.prompt_file or cfg.suffix):
+        configurator.die("--fim_file holds prompt and suffix; give no others")
     if cfg.chat and (cfg.prompt or cfg.prompt_file or cfg.num_samples > 1):
         configurator.die("--chat reads standard input, and gives one answer to each line")
     return cfg
 
 
-def prompt_text(cfg) -> str:
-    """The text to continue. ValueError where it does not end within reason."""
+def prompt_text(cfg) -> tuple[str, str]:
+    """The text to continue, and what comes after the new one. ValueError where it does not end
+    within reason, or a file to fill in has not exactly one mark."""
     text = cfg.prompt
-    if cfg.prompt_file:
-        file = configurator.locate(cfg.prompt_file)
+    if name := cfg.prompt_file or cfg.fim_file:
+        file = configurator.locate(name)
         if os.path.exists(file) and not file.is_file():  # a pipe may be waited for in vain
-            raise ValueError(f"{cfg.prompt_file} is no ordinary file; --prompt=- reads a pipe")
+            raise ValueError(f"{name} is no ordinary file; --prompt=- reads a pipe")
         with open(file, encoding="utf-8") as opened:
             text = opened.read(LONGEST_PROMPT + 1)
     elif cfg.prompt == "-":
@@ -71,7 +80,15 @@ def prompt_text(cfg) -> str:
             f"the prompt is longer than {LONGEST_PROMPT:,} characters, and the model sees only its "
             "end; give that"
         )
-    return text
+    if not cfg.fim_file:
+        return text, cfg.suffix
+    if text.count(CURSOR) != 1:
+        raise ValueError(
+            f"{cfg.fim_file} has the mark {CURSOR} {text.count(CURSOR)} times; put it once, where "
+            "text is missing"
+        )
+    prefix, _, suffix = text.partition(CURSOR)
+    return prefix, suffix
 
 
 def main():
@@ -85,9 +102,13 @@ def main():
             memory.check_generation(model, 1, model.config.block_size, cfg.max_new_tokens)
         return talk(model, tokenizer, cfg)
     with configurator.mistakes():
-        text = prompt_text(cfg)
-        prompt = read_prompt(tokenizer, text)
-        memory.check_generation(model, cfg.num_samples, len(prompt.ids), cfg.max_new_tokens)
+        text, suffix = prompt_text(cfg)
+        prompt, most = read_prompt(tokenizer, text), cfg.max_new_tokens
+        if suffix or cfg.fim_file:
+            prompt = read_gap(tokenizer, text, suffix, model.config.block_size, most)
+            most = min(most, model.config.block_size - len(prompt.ids))
+            cfg.stop += meeting(suffix)
+        memory.check_generation(model, cfg.num_samples, len(prompt.ids), most)
 
     def ended(ids):
         written = completion(tokenizer, ids, prompt.healed)
@@ -96,7 +117,7 @@ def main():
     steps = stream(
         model,
         [prompt.ids] * cfg.num_samples,
-        cfg.max_new_tokens,
+        most,
         temperature=cfg.temperature,
         top_k=cfg.top_k,
         top_p=cfg.top_p,
@@ -110,17 +131,18 @@ def main():
     if cfg.num_samples == 1:
         print(text, end="", flush=True)
         ids = (step[0] for step in steps)
-        for piece in text_pieces(tokenizer, ids, prompt.healed, cfg.stop):
+        for piece in joined(text_pieces(tokenizer, ids, prompt.healed, cfg.stop), suffix):
             print(piece, end="", flush=True)
-        print()
+        print(suffix)
         return
     outputs = [[] for _ in range(cfg.num_samples)]
-    for step in tqdm(steps, total=cfg.max_new_tokens, unit="token", leave=False, disable=None):
+    for step in tqdm(steps, total=most, unit="token", leave=False, disable=None):
         for output, token in zip(outputs, step):
             output += [] if token is None else [token]
     for number, output in enumerate(outputs, 1):
         written = completion(tokenizer, output, prompt.healed, cfg.stop)
-        print(f"{'-' * 30} sample {number}\n{text}{written}")
+        written = "".join(joined([written], suffix))
+        print(f"{'-' * 30} sample {number}\n{text}{written}{suffix}")
 
 
 if __name__ == "__main__":

@@ -417,8 +417,7 @@ def config_from_hf(raw: dict, where: object = "config.json") -> NeoXConfig:
     kind = raw.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"{where} describes a {kind!r} model, not one of these: {known}")
+        raise ValueError(f"{where} describes a {kind!r} model, not {' or '.join(FAMILIES)}")
     check_shape(raw, where, family.keys)
     return NeoXConfig(**family.read(raw))
 

@@ -19,6 +19,7 @@ import hashlib
 import multiprocessing
 import os
 import platform
+import random
 import shlex
 import shutil
 import signal
@@ -37,6 +38,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from parts import infill
 from parts import tokenizer as tokenization
 from parts.configurator import ROOT, die, locate, mistakes, require
 from parts.files import read_json, sync_folder, unused, write_json
@@ -77,7 +79,9 @@ class Settings:
     origin = ""  # parts of repository names to take, comma-separated; -part leaves out
     decontaminate = ""  # leave out a benchmark's problems: a file like HumanEval.jsonl.gz
     prose = False  # text, not code: its lines may have any length
-    seed = 1337  # of the order, the split and the sample that the tokenizer is trained on
+    fim_rate = 0.5  # share of the train split rearranged to teach filling in the middle; 0: none
+    fim_context = 128  # tokens that a rearranged piece may have: best the block_size of training
+    seed = 1337  # of the order, the split, the tokenizer's sample, and what is rearranged
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -313,6 +317,8 @@ class Encoded(NamedTuple):
     ids: np.ndarray  # uint16
     documents: int
     size: int  # bytes of text
+    pieces: int = 0  # that were looked at for filling in the middle
+    rearranged: int = 0  # of those
     learnt: np.ndarray | None = None  # uint8: 1 for each id that is learnt; None: all of them
 
 
@@ -322,7 +328,7 @@ def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], abou
 
     tokenizer.json must already be there."""
     counts = {split: {"tokens": 0, "bytes": 0, "documents": 0, "max_id": 0} for split in SPLITS}
-    files, hashes = {}, {}
+    files, hashes, fim = {}, {}, Counter()
     with contextlib.ExitStack() as stack:
 
         def write(name: str, data: bytes):
@@ -334,7 +340,7 @@ def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], abou
 
         for split in SPLITS:
             write(f"{split}.bin", b"")  # however few documents there are
-        for split, ids, documents, size, learnt in encoded:
+        for split, ids, documents, size, pieces, rearranged, learnt in encoded:
             write(f"{split}.bin", ids.astype("<u2").tobytes())
             count = counts[split]
             if learnt is not None:
@@ -346,6 +352,7 @@ def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], abou
             count["bytes"] += size
             count["documents"] += documents
             count["max_id"] = max(count["max_id"], int(ids.max(initial=0)))
+            fim.update(pieces=pieces, rearranged=rearranged)
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -358,6 +365,7 @@ def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], abou
         "tokenizer": {"kind": tok.kind, "file": "tokenizer.json"},
         "vocab_size": tok.vocab_size,
         **counts,
+        "fim": dict(fim),
         **about,
         "versions": {"python": sys.version.split()[0], **versions},
     }
@@ -390,6 +398,11 @@ def print_report(meta: dict, out: str, command: str = ""):
         n = meta[split]
         size = f"{n['bytes'] / 1e6:,.2f} MB"
         print(f"{split}: {n['tokens']:,} tokens, {size}, {n['documents']:,} documents")
+    if meta["fim"].get("rearranged"):
+        print(
+            f"train: {meta['fim']['rearranged']:,} of {meta['fim']['pieces']:,} pieces rearranged "
+            "for filling in the middle; --fim_rate=0 leaves them as they are"
+        )
     density = meta["val"]["bytes"] / meta["val"]["tokens"]
     print(f"val: {density:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
     print(f"next: {command or training_command(out)}")
@@ -421,15 +434,18 @@ def build(
     their bytes, if known, for the progress bar; unit: what their groups are; command: what to run
     next, if that is not a training from scratch."""
     benchmark = None
-    require(cfg, positive=["val_fraction"], pattern=sorted(tokenization.PATTERNS))
+    most = {"fim_rate": 1, "val_fraction": 0.5}
+    require(cfg, ["val_fraction"], most, pattern=sorted(tokenization.PATTERNS))
     if cfg.tokenizer == "bpe" and not 512 <= cfg.vocab_size <= 65536:
         die(f"vocab_size must be from 512 to 65536 (token ids have 16 bits), not {cfg.vocab_size}")
-    if cfg.val_fraction > 0.5:
-        die(f"val_fraction must be at most 0.5, not {cfg.val_fraction}")
+    if cfg.fim_context < infill.SHORTEST:
+        die(f"fim_context must be at least {infill.SHORTEST} tokens, not {cfg.fim_context}")
     with mistakes():
         if cfg.decontaminate:
             benchmark = read_benchmark(locate(cfg.decontaminate))
         given = None if cfg.tokenizer == "bpe" else open_tokenizer(cfg.tokenizer)
+        if given and cfg.fim_rate and not infill.knows_fim(given):
+            say_no_fim(cfg)
 
     with new_dataset(cfg.out) as folder:
         if (total or 0) > (free := shutil.disk_usage(folder).free):
@@ -442,7 +458,7 @@ def build(
         tok = given or train_tokenizer(folder, spool, is_val, cfg)
         with mistakes():
             tok.save(folder)
-        encoded = encode_spool(folder, spool, is_val)
+        encoded = encode_spool(folder, spool, is_val, cfg)
         about = {"source": source, "split_by": split_by, **report, "arguments": vars(cfg)}
         meta = write_dataset(folder, tok, encoded, about)
         spool.path.unlink()
@@ -463,6 +479,15 @@ def open_tokenizer(name: str) -> Tokenizer:
         raise ValueError(f"{name} knows only the characters it was made from; give a bpe")
     tok.encode("def f(x):\n\treturn 'é'\n")
     return tok
+
+
+def say_no_fim(cfg):
+    """Leave the documents as they are, and say so. ValueError if they should not stay so."""
+    reason = f"{cfg.tokenizer} has no tokens for filling in the middle"
+    if any(arg.startswith("--fim_rate") for arg in sys.argv):
+        raise ValueError(f"{reason}; take --tokenizer=bpe, or --fim_rate=0")
+    print(f"{reason}: fim_rate is 0", file=sys.stderr)
+    cfg.fim_rate = 0.0
 
 
 class Spool(NamedTuple):
@@ -613,7 +638,7 @@ def train_and_save(folder: Path, path: Path, vocab_size: int, pattern: str, plac
     tokenization.train_bpe(read_spool(path, places), vocab_size, pattern).save(folder)
 
 
-def encode_spool(folder: Path, spool: Spool, is_val: np.ndarray) -> Iterator[Encoded]:
+def encode_spool(folder: Path, spool: Spool, is_val: np.ndarray, cfg) -> Iterator[Encoded]:
     """All of train, then all of val, in the order of the spool."""
     offsets, lengths = spool.offsets(), spool.lengths
     jobs = []
@@ -623,22 +648,32 @@ def encode_spool(folder: Path, spool: Spool, is_val: np.ndarray) -> Iterator[Enc
     total = int(lengths.sum())
     progress = tqdm(total=total, unit="B", unit_scale=True, desc="encoding", disable=None)
     with progress:
-        for encoded in parallel(encode_batch, jobs, start_encoder, (folder, spool.path)):
+        for encoded in parallel(encode_batch, jobs, start_encoder, (folder, spool.path, cfg)):
             progress.update(encoded.size)
             yield encoded
 
 
-def start_encoder(folder: Path, path: Path):
-    remember(tokenization.load(folder), path)
+def start_encoder(folder: Path, path: Path, cfg):
+    remember(tokenization.load(folder), path, cfg)
 
 
 def encode_batch(job: tuple[str, np.ndarray, np.ndarray]) -> Encoded:
     """Documents, given by their offsets and lengths in the spool, each followed by the end-of-text
-    token."""
-    tok, path = remembered
+    token. Those of train are partly rearranged, by a draw that hangs on nothing but the seed and
+    the document; those of val are not, so that losses compare."""
+    tok, path, cfg = remembered
     name, offsets, lengths = job
     end = [] if tok.eot is None else [tok.eot]
-    pieces = []
+    arrays, fim = [], Counter(pieces=0, rearranged=0)
     for text in read_spool(path, zip(offsets.tolist(), lengths.tolist())):
-        pieces += [tok.encode_numpy(text), np.array(end, np.uint16)]
-    return Encoded(name, np.concatenate(pieces), len(offsets), int(lengths.sum()))
+        ids = tok.encode_numpy(text)
+        if name == "train" and cfg.fim_rate:
+            rng = random.Random(seeded(cfg.seed, text))
+            parts, pieces, rearranged = infill.rearrange(
+                tok, ids, cfg.fim_rate, cfg.fim_context, rng
+            )
+            arrays += parts
+            fim.update(pieces=pieces, rearranged=rearranged)
+        else:
+            arrays += [ids, np.array(end, np.uint16)]
+    return Encoded(name, np.concatenate(arrays), len(offsets), int(lengths.sum()), **fim)

@@ -127,7 +127,7 @@ def encode(splits: dict[str, list], tok: Tokenizer, document: Callable) -> Itera
                 ids = np.array([i for pair in pairs for i in pair[0]], np.uint16)
                 mask = np.array([mark for pair in pairs for mark in pair[1]], np.uint8)
                 size = corpus.text_bytes(tok, ids)
-                yield corpus.Encoded(split, ids, len(pairs), size, mask)
+                yield corpus.Encoded(split, ids, len(pairs), size, learnt=mask)
                 progress.update(len(pairs))
 
 

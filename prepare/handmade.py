@@ -33,6 +33,7 @@ class Settings(corpus.Settings):
     path = ""  # a folder of your own code, whose functions are added to ours
     tokenizer = ""  # the folder of the model to fine-tune; empty: the newest run in out/
     val_fraction = 0.1  # share of the bytes held out for val, in whole functions
+    fim_rate = 0.0  # a function this short is best read as it stands
 
 
 # --- Python ---------------------------------------------------------------------------------------

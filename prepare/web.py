@@ -12,6 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from parts.start import run_script
 
+import shlex
+
 from parts import configurator
 from prepare import corpus, sources
 
@@ -29,6 +31,7 @@ class Settings(corpus.Settings):
     pattern = "gpt2"  # how that bpe splits text first: code or gpt2
     val_fraction = 0.005  # share of the bytes held out for val, in whole pages
     prose = True  # its lines may have any length
+    fim_rate = 0.0  # share of the train split rearranged to teach filling in the middle; 0: none
 
 
 def main():
@@ -39,7 +42,8 @@ def main():
         source, documents = cfg.file, sources.file_documents(cfg.file)
     else:
         source, documents = FINEWEB_EDU["path"], sources.hub_documents(**FINEWEB_EDU)
-    corpus.build(cfg, documents, source)
+    command = f"python train.py config/gpt2_124m.py --dataset={shlex.quote(cfg.out)}"
+    corpus.build(cfg, documents, source, unit="page", command=command)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from parts.tokenizer import Tokenizer
 from tasks.bodies import Bodies
 from tasks.code import detect_language
 from tasks.completion import Completion
+from tasks.humaneval_infill import HumanEvalInfill
+from tasks.infill import Infill
 from tasks.instruct import Instruct
 from tasks.loss import Loss
 from tasks.problems import HumanEval, HumanEvalX, Mine
@@ -30,9 +32,11 @@ from tasks.writing import rows_per_batch
 TASKS: dict[str, type[Task]] = {
     "loss": Loss,
     "completion": Completion,
+    "infill": Infill,
     "bodies": Bodies,
     "humaneval": HumanEval,
     "humaneval-x": HumanEvalX,
+    "humaneval-infill": HumanEvalInfill,
     "mine": Mine,
     "sentiment": Sentiment,
     "instruct": Instruct,

@@ -1,7 +1,7 @@
 """Places in held-out code where a model goes on writing."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate, chain, repeat
 from typing import NamedTuple
 
@@ -51,6 +51,11 @@ class Source:
         after = self.text[cut + len(target) :]
         return Place(self.text[:cut], target, after, indentation, header)
 
+    def gap(self, first: int, last: int) -> Place:
+        """The lines from the first to the last one, without the last one's newline."""
+        target = "\n".join(self.lines[first : last + 1])
+        return self.place(self.starts[first], target, self.indentation(first))
+
 
 def inside_line(source: Source, rng: random.Random) -> Place | None:
     """Inside a line of code; the target is the rest of the line."""
@@ -85,14 +90,45 @@ def end_of_header(source: Source, rng: random.Random) -> Place | None:
     return source.place(cut, target, indentation, "\n".join(source.lines[first:last]))
 
 
+def whole_line(source: Source, rng: random.Random) -> Place | None:
+    """A line of code, without the newline at its end."""
+    numbers = source.code_lines()
+    return source.gap(*[rng.choice(numbers)] * 2) if numbers else None
+
+
+def some_lines(source: Source, rng: random.Random) -> Place | None:
+    """2 to 8 neighbouring lines, the first and the last one of code."""
+    numbers, most = source.code_lines(), rng.randint(2, 8)
+    pairs = [(a, b) for a in numbers for b in range(a + 1, a + most) if b in numbers]
+    return source.gap(*rng.choice(pairs)) if pairs else None
+
+
+def some_characters(source: Source, rng: random.Random) -> Place | None:
+    """2 to 100 characters, from a random one of a line of code on."""
+    numbers = source.code_lines()
+    if not numbers:
+        return None
+    number = rng.choice(numbers)
+    indentation = source.indentation(number)
+    cut = source.starts[number] + rng.randrange(len(indentation), len(source.lines[number]))
+    return source.place(cut, source.text[cut : cut + rng.randint(2, 100)], indentation)
+
+
 CUTS = {"line": inside_line, "next": end_of_line, "body": end_of_header}
+GAPS = {"line": whole_line, "block": some_lines, "span": some_characters}
 
 
 def draw(
-    tokens: np.ndarray, tokenizer: Tokenizer, language: str, kind: str, count: int, seed: int
+    tokens: np.ndarray,
+    tokenizer: Tokenizer,
+    language: str,
+    kind: str,
+    count: int,
+    seed: int,
+    cuts: dict[str, Callable] = CUTS,
 ) -> Iterator[Place]:
-    """`count` places of one kind (a key of CUTS) in the documents of a split, or fewer if there are
-    not that many. The same seed gives the same places."""
+    """`count` places of one kind (a key of `cuts`) in the documents of a split, or fewer if there
+    are not that many. The same seed gives the same places."""
     spans, drawn = documents(tokens, tokenizer), 0
     rng = random.Random(f"{seed} {kind}")
     rng.shuffle(spans)
@@ -102,7 +138,7 @@ def draw(
         text = tokenizer.decode(tokens[begin:end].tolist())
         if language == "python" and parse(text) is None:
             continue
-        place = CUTS[kind](Source(text, language), rng)
+        place = cuts[kind](Source(text, language), rng)
         if place and place.target.strip():
             drawn += 1
             yield place

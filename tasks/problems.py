@@ -1,8 +1,9 @@
 """Programming problems: a prompt, a known solution, and tests.
 
 HumanEval (Chen et al. 2021), the Go part of HumanEval-X (Zheng et al. 2023), and the repository's
-own in tasks/*.jsonl. Small models solve few of them, so it is also measured how likely they find
-the known solution, and whether likelier than its mutants.
+own in tasks/*.jsonl; those with a gap are in humaneval_infill.py. Small models solve few of them,
+so it is also measured how likely they find the known solution, and whether likelier than its
+mutants.
 """
 
 import functools
@@ -45,6 +46,7 @@ class Problem(NamedTuple):
     name: str  # of the function; Python only
     imports: str  # at the top of the prompt; Go only
     test_setup: str  # what the tests need: package, imports, ...; Go only
+    suffix: str | None  # what follows the solution, where that fills a gap
 
 
 Row = TypedDict(
@@ -58,6 +60,7 @@ Row = TypedDict(
         "import": NotRequired[str],
         "test_setup": NotRequired[str],
         "declaration": NotRequired[str],  # only HumanEval-X has it
+        "suffix": NotRequired[str],  # only HumanEval-Infilling has it
     },
 )
 
@@ -73,14 +76,15 @@ def read_problem(row: Row, language: str) -> Problem:
         row.get("entry_point", ""),
         row.get("import", ""),
         row.get("test_setup", ""),
+        row.get("suffix"),
     )
     for key, text in problem._asdict().items():
-        text.encode()  # JSON can spell half of a character
-        if not text.strip() and key in ("id", "prompt", "solution", "test"):
+        (text or "").encode()  # JSON can spell half of a character
+        if key in ("id", "prompt", "solution", "test") and not text.strip():
             raise ValueError(f"its {key} is empty")
     if language == "python" and not problem.name.isidentifier():
         raise ValueError(f"its entry_point is no name of a function: {problem.name!r}")
-    if not mutants(problem, 1):
+    if problem.suffix is None and not mutants(problem, 1):
         raise ValueError("its solution is too short to be changed")
     return problem
 
@@ -94,7 +98,7 @@ def read_problems(name: str, files: list[Path], language: str) -> list[Problem]:
                 continue
             try:
                 row = parse_json(line.decode("utf-8-sig"), "it", Row)
-                if name == "mine" or ("declaration" in row) == (language == "go"):
+                if name in ("mine", benchmark(row)):
                     problem = read_problem(row, language)
                     if problem.id in problems:
                         raise ValueError(f"the task_id {problem.id} was used before")
@@ -106,6 +110,13 @@ def read_problems(name: str, files: list[Path], language: str) -> list[Problem]:
     if not problems:
         raise ValueError(f"{', '.join(map(str, files))} holds no problem of {name}")
     return list(problems.values())
+
+
+def benchmark(row: Row) -> str:
+    """The name of the task that a row belongs to."""
+    if "suffix" in row:
+        return "humaneval-infill"
+    return "humaneval-x" if "declaration" in row else "humaneval"
 
 
 def contents(file: Path) -> bytes:
@@ -267,18 +278,22 @@ class Problems(Task):
 
     def pass_rates(self, examinee: Examinee) -> dict[str, float]:
         """pass@k of num_samples programs for each problem, for k = 1, 10 and 100 up to that."""
-        n, language = self.options.num_samples, self.problems[0].language
+        n = self.options.num_samples
         jobs = [problem for problem in self.problems for _ in range(n)]
-        places = [Place(problem.prompt, problem.solution, "", "") for problem in jobs]
         writer = Writer(examinee.network, self.tokenizer, self.options, self.options.temperature)
-        bodies = [body for body, _ in write_bodies(writer, places, language, self.name)]
-        passes = run_all(jobs, bodies, self.name)
+        passes = run_all(jobs, self.write(writer, jobs), self.name)
         correct = np.reshape(passes, (len(self.problems), n)).sum(axis=1)
         return {
             f"pass@{k}": float(np.mean([pass_at_k(n, c, k) for c in correct]))
             for k in (1, 10, 100)
             if k <= n
         }
+
+    def write(self, writer: Writer, problems: list[Problem]) -> list[str]:
+        """A solution that the model writes for each problem."""
+        places = [Place(problem.prompt, problem.solution, "", "") for problem in problems]
+        language = problems[0].language
+        return [body for body, _ in write_bodies(writer, places, language, self.name)]
 
 
 class HumanEval(Problems):
@@ -344,8 +359,11 @@ def run_all(problems: list[Problem], bodies: list[str], name: str) -> list[bool]
 def passed(problem: Problem, body: str, folder: str | None) -> bool:
     """Whether a body written for the problem passes its tests. folder: for Go's compiler."""
     if problem.language == "python":
-        program = problem.prompt + body
-        return sandbox.run_python(program, problem.name, problem.prompt, problem.test)[0]
+        setup, suffix = problem.prompt, problem.suffix or ""
+        if problem.suffix is not None:  # a prompt that ends at a gap is no whole program
+            setup += problem.solution + suffix
+        program = problem.prompt + body + suffix
+        return sandbox.run_python(program, problem.name, setup, problem.test)[0]
     program = problem.prompt.replace(problem.imports, "", 1) + body  # gets the imports that it uses
     return sandbox.run_go(program, problem.test, problem.test_setup, folder)[0]
 

@@ -20,7 +20,7 @@ class Options:
     temperature = 0.2  # of sampling; low, as for pass@1 in Chen et al. 2021
     top_p = 0.95  # sample from the likeliest tokens that together have this probability
     allow_code_execution = False  # pass@k: run sampled programs in a sandbox (Linux, bubblewrap)
-    file = ()  # humaneval's or humaneval-x's .jsonl(.gz), sentiment's test file; may be repeated
+    file = ()  # a benchmark's .jsonl or .jsonl.gz, sentiment's test set; may be given several times
     language = ""  # python or go, for the task mine; empty: the language of the data set
     show = 3  # bodies to print
     dtype = "auto"  # of the network; float32 gives the loss's last digits; the head has float32

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from model import NeoX
-from parts.generate import completion, generate, read_prompt
+from parts.generate import Prompt, completion, generate, read_prompt
+from parts.infill import Gap, read_gap, trim
 from parts.tokenizer import Tokenizer
 from tasks.code import Excerpt, body
 from tasks.places import Place
@@ -33,22 +34,51 @@ def complete(
 
     stop(text) says whether enough was written. While writing, that text begins with the prompt's
     last token, which is written again (see Tokenizer.heal). name: of the progress bar."""
+    room = writer.network.config.block_size * 3 // 4
+    read = [read_prompt(writer.tokenizer, text, special=False) for text in prompts]
+    read = [prompt._replace(ids=prompt.ids[-room:]) for prompt in read]
+    written = go_on(writer, read, writer.options.max_new_tokens, stop, name)
+    return [Excerpt(text + "\n" * ended, ended or stop(text)) for text, ended in written]
+
+
+def fill(
+    writer: Writer,
+    gaps: list[tuple[str, str]],
+    max_new_tokens: int,
+    name: str,
+    stop: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """Fill the gap between the two texts of each pair, with at most half a context of tokens; stop
+    as in `complete`. What was written ends before it repeats the second text."""
+    context, tokenizer = writer.network.config.block_size, writer.tokenizer
+    new = min(max_new_tokens, context // 2)
+    read = [read_gap(tokenizer, *gap, context, new) for gap in gaps]
+    texts = [text for text, _ in go_on(writer, read, new, stop, name)]
+    return [trim(text, after) for text, (_, after) in zip(texts, gaps)]
+
+
+def go_on(
+    writer: Writer,
+    prompts: list[Prompt] | list[Gap],
+    max_new_tokens: int,
+    stop: Callable[[str], bool] | None,
+    name: str,
+) -> list[Excerpt]:
+    """`complete` for prompts that were read already. An end is one that the model set."""
     network, tokenizer, options, temperature = writer
-    room, special = network.config.block_size * 3 // 4, set(tokenizer.special.values())
-    rows = [(n, read_prompt(tokenizer, text, special=False)) for n, text in enumerate(prompts)]
-    rows = [(n, prompt._replace(ids=prompt.ids[-room:])) for n, prompt in rows]
-    rows.sort(key=lambda row: len(row[1].ids))
+    special = set(tokenizer.special.values())
+    rows = sorted(enumerate(prompts), key=lambda row: len(row[1].ids))
     size, results = rows_per_batch(next(network.parameters()).device.type), {}
 
     def enough(ids):
-        return stop(completion(tokenizer, ids))
+        return bool(stop) and stop(completion(tokenizer, ids))
 
     for begin in tqdm(range(0, len(rows), size), name, unit="batch", leave=False, disable=None):
         batch = rows[begin : begin + size]
         outputs = generate(
             network,
             [prompt.ids for _, prompt in batch],
-            options.max_new_tokens,
+            max_new_tokens,
             temperature=temperature,
             top_p=options.top_p,
             stop_ids=special,
@@ -58,7 +88,7 @@ def complete(
         )
         for (number, prompt), output in zip(batch, outputs):
             text, ended = completion(tokenizer, output, prompt.healed), output[-1] in special
-            results[number] = Excerpt(text + "\n" * ended, ended or stop(text))
+            results[number] = Excerpt(text, ended)
     return [results[number] for number in range(len(prompts))]
 
 

@@ -29,7 +29,7 @@ from parts import tokenizer as tokenization
 from prepare import clean, sources
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
-SMALL = ("--vocab_size=600", "--val_fraction=0.2")
+SMALL = ("--vocab_size=600", "--val_fraction=0.2", "--fim_rate=0")
 LICENSED = {"max_stars_repo_licenses": ["MIT"], "max_stars_count": 50}
 
 
@@ -274,7 +274,7 @@ def test_no_repository_is_in_both_splits_and_a_huge_one_does_not_starve_val(tmp_
     rows = [code("huge/one" if i % 2 else f"owner/r{i % 60}", i) for i in range(400)]
     write(tmp_path, {"a.jsonl": "\n".join(json.dumps({**row, **LICENSED}) for row in rows)})
     files = f"--file={tmp_path / 'a.jsonl'}", f"--out={tmp_path / 'set'}"
-    run("prepare/python.py", *files, "--vocab_size=600")
+    run("prepare/python.py", *files, "--vocab_size=600", "--fim_rate=0")
     found = documents(tmp_path / "set")
     owner = {row["content"].strip(): row["max_stars_repo_name"] for row in rows}
     split = {name: {owner[text.strip()] for text in texts} for name, texts in found.items()}

@@ -29,7 +29,7 @@ from tools.peers import vocabulary
 
 
 class Settings(train.Settings):
-    gpu = "t4"  # t4, l4, a100, l40s, h100
+    gpu = "t4"  # t4, l4, a100, h100, l40s
     gpus = 1  # of them; with --shard they share weights, gradients and optimizer
     vocab_size = 0  # tokens in the vocabulary; 0: the data set's, or 8,192 if it is not there
 
@@ -39,14 +39,14 @@ class GPU(NamedTuple):
     peaks: dict[str, float]  # dense FLOP/s in each native dtype, the best one first
 
 
-# From NVIDIA's data sheets: T4, L4, A100 40 GB, L40S and H100 SXM. float32 means TF32 where there
+# From NVIDIA's data sheets: T4, L4, A100 40 GB, H100 SXM and L40S. float32 means TF32 where there
 # is such a thing, because train.py allows it.
 GPUS = {
     "t4": GPU(14.6, {"float16": 65e12, "float32": 8.1e12}),
     "l4": GPU(22.0, {"bfloat16": 121e12, "float16": 121e12, "float32": 60e12}),
     "a100": GPU(39.5, {"bfloat16": 312e12, "float16": 312e12, "float32": 156e12}),
-    "l40s": GPU(44.5, {"bfloat16": 362e12, "float16": 362e12, "float32": 183e12}),
     "h100": GPU(79.1, {"bfloat16": 989e12, "float16": 989e12, "float32": 494e12}),
+    "l40s": GPU(44.5, {"bfloat16": 362e12, "float16": 362e12, "float32": 183e12}),
 }
 # The share of that peak that training reaches. Assumed: small models get less, large ones on an
 # A100 up to twice as much.
