@@ -408,3 +408,22 @@ def test_tasks_refuse_other_data_sets(trained, dataset, monkeypatch, capsys):
         with pytest.raises(SystemExit, match="2"):
             evaluation.main()
         assert f"prepare/{name}.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "typed, args, line",
+    [
+        (b"", ["--prompt=a"], "--chat reads standard input"),
+        (b"", ["--num_samples=2"], "one answer to each line"),
+        (b"\xe2\n", [], "can't decode byte"),
+        (b"x" * 1_000_001, [], "a line has more than 1,000,000 characters"),
+    ],
+)
+def test_what_is_no_conversation_is_one_line(trained, monkeypatch, capsys, typed, args, line):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
+    args = ["--chat", f"--ckpt={trained}", "--device=cpu", *args]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *args])
+    with pytest.raises(SystemExit, match="2"):
+        sample.main()
+    [said] = capsys.readouterr().err.splitlines()
+    assert line in said
