@@ -98,8 +98,8 @@ def whole_line(source: Source, rng: random.Random) -> Place | None:
 
 def some_lines(source: Source, rng: random.Random) -> Place | None:
     """2 to 8 neighbouring lines, the first and the last one of code."""
-    numbers, most = source.code_lines(), rng.randint(2, 8)
-    pairs = [(a, b) for a in numbers for b in range(a + 1, a + most) if b in numbers]
+    numbers, most = set(source.code_lines()), rng.randint(2, 8)
+    pairs = [(a, b) for a in sorted(numbers) for b in range(a + 1, a + most) if b in numbers]
     return source.gap(*rng.choice(pairs)) if pairs else None
 
 
