@@ -1,6 +1,6 @@
 # A small model of English on two CPU cores, for config/finetune_sentiment.py to begin with.
-# Data: English text, such as WikiText-2's, in lower case as SST-2 is:
-#       cat wikitext2/*.txt | tr A-Z a-z > english.txt
+# Data: English text in lower case, as SST-2 is. WikiText-2, and SST-2's sentences without labels:
+#       (cut -f1 sst2/train.tsv; cat wikitext2/*.txt) | tr A-Z a-z > english.txt
 #       python prepare/shakespeare.py --file=english.txt --tokenizer=bpe --vocab_size=8192 \
 #           --out=english
 
