@@ -3,9 +3,9 @@
 #     torchrun --nproc_per_node=4 train.py config/phi2.py
 #
 # Data: python prepare/python.py --source=the-stack --tokenizer=microsoft/phi-2 --fim_rate=0
-# Computed, not measured (python tools/plan.py config/phi2.py --gpu=h100 --gpus=4): 42
-# GiB of memory a card, and 11 days on four H100 at a quarter of their bfloat16 peak. The first loss
-# is about ln 51,200 = 10.8.
+# Computed, not measured (python tools/plan.py config/phi2.py --gpu=h100 --gpus=4): 42 GiB of memory
+# a card, and 11 days on four H100 at a quarter of their bfloat16 peak. The first loss is about
+# ln 51,200 = 10.8.
 
 dataset = "python"
 out_dir = "out/phi2"
