@@ -78,7 +78,12 @@ def piece_cuts(tok: Tokenizer, ids: np.ndarray, size: int) -> list[int]:
 
 
 def rearranged(tok: Tokenizer, ids: np.ndarray, rng: random.Random) -> np.ndarray:
-    """A piece's tokens, cut at two of its characters, in one of the two orders."""
+    """A piece's tokens, cut at two of its characters, in one of the two orders.
+
+    The suffix has from 0 characters to all, the middle from 1 to what is left, and a length of 8 to
+    16 is as frequent as one of 64 to 128: people leave short gaps, and then most of the piece stays
+    together. Cuts that are uniform, as in the paper, cost config/python_cpu.py 3 % of its loss from
+    left to right after 400 steps (one run each), most of it past a context of 32 tokens."""
     text = tok.decode(ids.tolist())
     b = len(text) - int((len(text) + 1) ** rng.random()) + 1
     a = b - int(b ** rng.random())
@@ -117,8 +122,8 @@ def read_gap(tok: Tokenizer, prefix: str, suffix: str, context: int, max_new_tok
     only the beginning is kept, of the prefix only the end. The suffix gets a third of what is left,
     or what the prefix does not need. ValueError if the tokenizer or the context do not allow it.
 
-    Of 300 held-out lines the quickstart's model, after 1.6M tokens, filled in 5 this way, and 2
-    with half for the suffix; prefix first 2 and 0; and 2 when it did not see the suffix."""
+    Suffix first, since a small model learns that sooner: config/python_cpu.py, after 1.6M tokens,
+    took 1.44 bits per byte for 400 held-out lines, 1.63 prefix first, 1.48 without the suffix."""
     require(tok)
     if context < SHORTEST:
         raise ValueError(
