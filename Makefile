@@ -9,7 +9,6 @@ quickstart: install  ## from nothing to completions of real Python: 6 to 8 minut
 	$(RUN) train.py config/python_cpu.py
 	$(RUN) sample.py --ckpt=out/python_cpu --prompt="def fibonacci(n):" --max_new_tokens=100
 	printf 'class Stack:\n    def push(self, item):' | $(RUN) sample.py --ckpt=out/python_cpu --prompt=- --max_new_tokens=100
-	$(RUN) sample.py --ckpt=out/python_cpu --prompt="def area(width, height):" --suffix="    return area" --temperature=0.2
 	$(RUN) eval.py --ckpt=out/python_cpu --tasks=bodies
 
 test: .venv/test lint  ## every test; NANONEOX_DATA=FOLDER adds those on tinyshakespeare.txt and HumanEval.jsonl.gz

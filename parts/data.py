@@ -133,7 +133,7 @@ class Dataset:
         ends = np.flatnonzero(tokens == (MAX_VOCAB if eot is None else eot))
         unlearnt = ends[mask[ends] == 0]
         starts = np.union1d([0], unlearnt if len(unlearnt) else ends + 1)
-        starts = starts[starts < len(tokens)]
+        starts = starts[starts < len(tokens) - 1]
         # A window's first token is never learnt: nothing predicts it. In parts, as masks are large.
         learnt = [
             window(mask, part, self.block_size, past=0)[:, 1:].sum(1, dtype=np.int64)
