@@ -172,7 +172,7 @@ def evaluate(model: NeoX, dataset: Dataset, cfg, device: str, autocast) -> float
 def sample(model: NeoX, tokenizer, cfg) -> str:
     start = [] if tokenizer.eot is None else [tokenizer.eot]  # as every document of the data begins
     prompt = tokenizer.encode(cfg.sample_prompt, special=True)
-    how = dict(temperature=0.8, top_k=50, seed=cfg.seed, stop_ids=[tokenizer.eot])
+    how = dict(temperature=0.8, top_k=50, seed=cfg.seed, stop_ids=tokenizer.special.values())
     return tokenizer.decode(prompt + generate(model, [start + prompt], cfg.sample_tokens, **how)[0])
 
 
