@@ -55,7 +55,8 @@ def read_settings():
         configurator.die("give --prompt or --prompt_file, not both")
     if cfg.fim_file and (cfg.prompt or cfg.prompt_file or cfg.suffix):
         configurator.die("--fim_file holds prompt and suffix; give no others")
-    if cfg.chat and (cfg.prompt or cfg.prompt_file or cfg.num_samples > 1):
+    given = cfg.prompt or cfg.prompt_file or cfg.suffix or cfg.fim_file
+    if cfg.chat and (given or cfg.num_samples > 1):
         configurator.die("--chat reads standard input, and gives one answer to each line")
     return cfg
 
@@ -69,7 +70,10 @@ def prompt_text(cfg) -> tuple[str, str]:
         if os.path.exists(file) and not file.is_file():  # a pipe may be waited for in vain
             raise ValueError(f"{name} is no ordinary file; --prompt=- reads a pipe")
         with open(file, encoding="utf-8") as opened:
-            text = opened.read(LONGEST_PROMPT + 1)
+            try:
+                text = opened.read(LONGEST_PROMPT + 1)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{name} is no UTF-8 text: {error}") from None
     elif cfg.prompt == "-":
         if sys.stdin is None:
             raise ValueError("--prompt=- reads standard input, which is closed")

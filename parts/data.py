@@ -79,6 +79,8 @@ class Dataset:
             meta = load_json(file, Meta)
         except ValueError as error:
             raise ValueError(f"{error}; {self.hint}") from None
+        if meta.get("task") in ("instruct", "sentiment"):
+            self.hint = f"make it again with prepare/{meta['task']}.py"
         self.vocab_size = meta["vocab_size"]
         # Times nats per token, this gives bits per byte.
         val = meta["val"]

@@ -287,7 +287,7 @@ def write_phi(c: NeoXConfig) -> dict:
 
 
 def phi_lacks(c: NeoXConfig) -> str:
-    missing = [f"a model without {k}" for k in ("shared_norm", "head_bias") if not getattr(c, k)]
+    missing = [f"model without {k}" for k in ("shared_norm", "head_bias") if not getattr(c, k)]
     return ", ".join(["learned_positions"] * c.learned_positions + missing)
 
 
@@ -332,7 +332,7 @@ def write_gpt2(c: NeoXConfig) -> dict:
 def gpt2_lacks(c: NeoXConfig) -> str:
     switches = ("parallel_residual", "head_bias")
     found = [name for name in switches if getattr(c, name)] + ["rotary_pct"] * (c.rotary_dim > 0)
-    missing = ["a model without learned_positions"] * (not c.learned_positions)
+    missing = ["model without learned_positions"] * (not c.learned_positions)
     return ", ".join(found + missing)
 
 

@@ -137,6 +137,8 @@ def start_model(cfg, dataset: Dataset, tokenizer: Tokenizer, run: "Run") -> NeoX
         changes = ", ".join(f"{key}={value} (not {asked[key]})" for key, value in brought.items())
         print(f"{cfg.init_from} brings its own {changes}")
     vars(cfg).update(brought)
+    if "vocab_size" in vars(cfg):
+        cfg.vocab_size = c.vocab_size
     run.asked = run.checkpoint.get("asked", asked) if run.checkpoint else asked
     if not new:
         memory.check_training(c, cfg, new=False)

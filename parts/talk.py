@@ -51,7 +51,10 @@ def read_line() -> str | None:
             except EOFError:
                 print()
                 return None
-        line = sys.stdin.readline(LONGEST_LINE + 1)
+        try:
+            line = sys.stdin.readline(LONGEST_LINE + 1)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input is no UTF-8 text: {error}") from None
         if len(line) > LONGEST_LINE:
             raise ValueError(f"a line has more than {LONGEST_LINE:,} characters")
         return line or None

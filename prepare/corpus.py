@@ -438,7 +438,7 @@ def build(
     require(cfg, ["val_fraction"], most, pattern=sorted(tokenization.PATTERNS))
     if cfg.tokenizer == "bpe" and not 512 <= cfg.vocab_size <= 65536:
         die(f"vocab_size must be from 512 to 65536 (token ids have 16 bits), not {cfg.vocab_size}")
-    if cfg.fim_context < infill.SHORTEST:
+    if cfg.fim_rate and cfg.fim_context < infill.SHORTEST:
         die(f"fim_context must be at least {infill.SHORTEST} tokens, not {cfg.fim_context}")
     with mistakes():
         if cfg.decontaminate:
@@ -471,6 +471,8 @@ def open_tokenizer(name: str) -> Tokenizer:
     path = locate(name)
     if path.exists():
         tok = tokenization.load(path)
+    elif name.startswith(("out/", "data/", ".", "/", "~")):  # a name that no hub model has
+        raise ValueError(f"there is no tokenizer {name}; is the model that it belongs to trained?")
     elif "/" in name:
         tok = tokenization.from_hub(name)
     else:

@@ -77,7 +77,7 @@ def read_messages(rows: list, role: str, content: str) -> tuple[Message, ...]:
     for row in rows:
         if not (isinstance(row, dict) and isinstance(row.get(content), str)):
             raise ValueError("one of its messages has no text")
-        if row.get(role) not in ROLES:
+        if not isinstance(row.get(role), str) or row[role] not in ROLES:
             raise ValueError("one of its messages is by neither system, user nor assistant")
         name, text = ROLES[row[role]], valid(row[content])
         messages.append(Message(name, answer(text) if name == "assistant" else text.strip()))

@@ -113,7 +113,8 @@ def read_row(row, names: dict[str, str]) -> Example:
         raise ValueError("its text is empty or no text")
     if isinstance(label, str):
         label = valid(" ".join(label.lower().split()))
-        label = int(label) if label.isdecimal() and len(label) < 4 else label
+        number = label.removesuffix(".0")  # as pandas writes numbers
+        label = int(number) if number.isdecimal() and len(number) < 4 else label
     elif isinstance(label, (int, float)) and label == label and abs(label) < 1000:
         if label != int(label):
             raise ValueError("its label is no whole number")
@@ -135,6 +136,11 @@ def label_words(given: str, found: list[Example]) -> list[str]:
         words = list(LABELS) if numbers else sorted({example.label for example in found})
     if any(word.isdecimal() for word in words):
         raise ValueError("--labels are words for the numbers 0, 1, ..., such as negative,positive")
+    if numbers and not given and max(numbers) >= len(words):
+        raise ValueError(
+            f"the labels are numbers up to {max(numbers)}; name their words with --labels=..., as "
+            "many as there are, beginning with that of 0"
+        )
     if numbers and 0 not in numbers and len(words) in numbers:
         raise ValueError("the labels are numbers from 1; let them count from 0, or be words")
     if len(set(words)) != len(words) or "" in words or not 2 <= len(words) <= MOST_LABELS:
@@ -238,6 +244,8 @@ def main():
         words = label_words(cfg.labels, found)
         template = Template(tok, words, cfg.max_tokens)
         found = examples.shuffled(labelled(found, words, reader.counts), text_of, cfg.seed)
+        if len(found) > 1 and len({label for _, label in found}) < 2:
+            raise ValueError(f"all texts have the same label, {words[found[0][1]]}")
         found = found[: cfg.max_examples or None]
         val = labelled(val, words, reader.counts) if has_val else val
     if has_val:

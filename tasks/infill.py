@@ -4,7 +4,7 @@ import numpy as np
 
 from parts import infill
 from tasks.code import next_line, parses
-from tasks.completion import NOT_CODE, edit_similarity, exact_match
+from tasks.completion import edit_similarity, exact_match
 from tasks.places import GAPS, Place, draw
 from tasks.task import Examinee, Task
 from tasks.writing import Writer, fill, write
@@ -23,7 +23,7 @@ class Infill(Task):
 
     def prepare(self):
         if not self.language:
-            raise ValueError(NOT_CODE)
+            raise ValueError("infill fills gaps in Python or Go, and the data set is neither")
         infill.require(self.tokenizer)
 
     def texts(self) -> dict[str, int]:

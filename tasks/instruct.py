@@ -44,6 +44,8 @@ class Instruct(Task):
     def read(self, folder: Path) -> list[tuple[list[int], np.ndarray]]:
         """The ids of each conversation of the val split and which are learnt (bool), in the tokens
         of the model's tokenizer, whatever the data set's is. ValueError if the mask is damaged."""
+        if not (folder / "val.mask").is_file():
+            raise ValueError(f"{folder / 'val.mask'} is missing; make the data set again")
         old, ids = tokenization.load(folder), np.fromfile(folder / "val.bin", "<u2")
         learnt = np.fromfile(folder / "val.mask", np.uint8)
         begins = np.flatnonzero((ids == old.eot) & (learnt == 0)) if len(ids) == len(learnt) else []

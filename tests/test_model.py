@@ -144,7 +144,7 @@ def test_gpt2_s_published_files_load_whose_names_lack_their_first_part(tmp_path)
     "shape, reason",
     [
         (dict(head_bias=True), "GPT-NeoX has no head_bias"),
-        (dict(shared_norm=True), "Phi has no a model without head_bias"),
+        (dict(shared_norm=True), "Phi has no model without head_bias"),
         (GPT2 | dict(rotary_pct=0.5), "GPT-2 has no rotary_pct"),
         (dict(activation="swiglu"), "no swiglu"),
     ],
