@@ -83,6 +83,7 @@ def dataset(tmp_path_factory):
         f"--out={folder}",
         "--vocab_size=1024",
         "--val_fraction=0.1",
+        "--fim_rate=0",
     )
     return folder
 

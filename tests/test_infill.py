@@ -91,8 +91,13 @@ def test_val_and_a_rate_of_zero_leave_every_token_as_it_was(tmp_path, tok, real_
     assert ids.tolist() == sum(plain, []) and encoded.rearranged == 0
 
 
-def test_a_data_set_says_what_was_rearranged(dataset):
-    meta = json.loads((dataset / "meta.json").read_text())
+def test_a_data_set_says_what_was_rearranged(tmp_path, real_files):
+    (tmp_path / "source").mkdir()
+    for number, text in enumerate(real_files[:60]):
+        (tmp_path / f"source/{number}.py").write_text(text)
+    how = f"--path={tmp_path}/source", f"--out={tmp_path}/set", "--vocab_size=512"
+    run("prepare/python.py", *how, "--val_fraction=0.1")
+    meta = json.loads((tmp_path / "set/meta.json").read_text())
     assert meta["arguments"]["fim_rate"] == 0.5
     assert 0.4 < meta["fim"]["rearranged"] / meta["fim"]["pieces"] < 0.6
 
