@@ -44,6 +44,7 @@ def test_a_training_too_large_is_refused_with_what_would_fit(
 def refusal(monkeypatch, dataset, *arguments):
     """The line with which a training ends where 1 GB is free; empty if it is not refused."""
     monkeypatch.setattr(memory, "free", lambda device: GB)
+    monkeypatch.setattr(memory, "held", lambda: memory.LIBRARIES)  # not what other tests left
     cfg = configurator.load(train.Settings, [*TINY, "--dropout=0", *arguments])
     config = NeoXConfig(vocab_size=1024, **runs.model_settings(cfg))
     try:
