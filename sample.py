@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from parts import configurator, memory, runs
 from parts import device as devices
-from parts.generate import completion, read_prompt, stream, text_pieces
+from parts.generate import completion, read_prompt, sampling, stream, text_pieces
 from parts.infill import joined, meeting, read_gap
 from parts.talk import talk
 
@@ -122,10 +122,7 @@ def main():
         model,
         [prompt.ids] * cfg.num_samples,
         most,
-        temperature=cfg.temperature,
-        top_k=cfg.top_k,
-        top_p=cfg.top_p,
-        repetition_penalty=cfg.repetition_penalty,
+        **sampling(cfg),
         stop_ids=list(tokenizer.special.values()),
         stop=ended if cfg.stop else None,
         first_ids=[prompt.first_ids] * cfg.num_samples,

@@ -91,6 +91,11 @@ def locate(path: str | Path) -> Path:
     return Path(path) if os.path.exists(path) else ROOT / path
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one short line: libraries may fill a page."""
+    return next((line for line in str(error).splitlines() if line.strip()), "no reason given")[:200]
+
+
 def newest_run() -> Path | None:
     """The folder of the run in out/ that was saved last; None if there is none."""
     saved = [(file.stat().st_mtime, file.parent) for file in (ROOT / "out").glob("*/ckpt.pt")]

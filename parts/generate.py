@@ -66,6 +66,12 @@ def until(text: str, stop: Iterable[str]) -> str:
     return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
 
 
+def sampling(cfg) -> dict:
+    """The settings of sample.py that say how `stream` draws tokens."""
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    return {name: getattr(cfg, name) for name in names}
+
+
 def generate(model: NeoX, prompts: list[list[int]], max_new_tokens: int, **how) -> list[list[int]]:
     """What `stream` yields, collected: the new token ids of each row."""
     outputs = [[] for _ in prompts]

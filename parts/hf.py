@@ -547,8 +547,7 @@ def download(name: str) -> Path:
             folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
         return folder
     except Exception as error:  # the hub's library raises anything, in many lines
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ValueError(
             f"{name} is neither a folder here nor a model that the hub gave: "
-            f"{type(error).__name__}: {reason[:200]}"
+            f"{type(error).__name__}: {configurator.first_line(error)}"
         ) from None

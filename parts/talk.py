@@ -7,7 +7,7 @@ from model import NeoX
 from parts import chat
 from parts.chat import Message
 from parts.configurator import mistakes, say
-from parts.generate import completion, stream, text_pieces
+from parts.generate import completion, sampling, stream, text_pieces
 from parts.tokenizer import Tokenizer
 
 LONGEST_LINE = 1_000_000  # characters that a person may say at a time
@@ -81,10 +81,7 @@ def reply(model: NeoX, tokenizer: Tokenizer, ids: list[int], cfg, seed: int) -> 
         model,
         [ids],
         cfg.max_new_tokens,
-        temperature=cfg.temperature,
-        top_k=cfg.top_k,
-        top_p=cfg.top_p,
-        repetition_penalty=cfg.repetition_penalty,
+        **sampling(cfg),
         stop_ids=list(tokenizer.special.values()),
         stop=ended if cfg.stop else None,
         seed=seed,

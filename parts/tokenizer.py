@@ -16,6 +16,7 @@ import numpy as np
 import tiktoken
 import tokenizers
 
+from parts.configurator import first_line
 from parts.files import write_text
 
 ENDOFTEXT = "<|endoftext|>"
@@ -140,10 +141,9 @@ def from_hub(name: str) -> "Tokenizer":
     try:
         file = hf_hub_download(repo, "tokenizer.json", revision=revision or None)
     except Exception as error:  # the hub's library raises anything, in many lines
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ValueError(
             f"{name} is neither a folder here nor a model whose tokenizer the hub gave: "
-            f"{type(error).__name__}: {reason[:200]}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from None
     return load(file)
 
