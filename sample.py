@@ -132,7 +132,7 @@ def main():
     if cfg.num_samples == 1:
         print(text, end="", flush=True)
         ids = (step[0] for step in steps)
-        for piece in joined(text_pieces(tokenizer, ids, prompt.healed, cfg.stop), suffix):
+        for piece in text_pieces(tokenizer, ids, prompt.healed, cfg.stop, suffix):
             print(piece, end="", flush=True)
         print(suffix)
         return

@@ -8,7 +8,9 @@ Shapes as in model.py: B rows, T tokens, C = n_embd, H heads, D = C / H, V vocab
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -17,7 +19,8 @@ import torch.nn.functional as F
 from model import ACTIVATIONS, NeoX
 from parts.configurator import say
 from parts.fast import twin, untouched
-from parts.tokenizer import Tokenizer
+from parts.infill import first_word
+from parts.tokenizer import UNKNOWN, Tokenizer
 
 
 class Prompt(NamedTuple):
@@ -44,21 +47,56 @@ def completion(tokenizer: Tokenizer, ids: Iterable[int], healed: int = 0, stop=(
     return until(data.decode(errors="replace"), stop)
 
 
+class Writing:
+    """The text of a completion while its tokens come: less the `healed` bytes that repeat the
+    prompt's end, up to the first of the stop texts, and, before a suffix that begins inside a word,
+    less that word's beginning (`joined` in parts/infill.py).
+
+    What is not certain yet waits: half a character, what may be the beginning of a stop text, and
+    what may be that word."""
+
+    def __init__(self, tokenizer: Tokenizer, healed=0, stop=(), suffix="", indent=0):
+        """indent: the text also ends before a line that is indented by less."""
+        self.tokenizer, self.healed, self.stop = tokenizer, healed, stop
+        self.indent = indent and re.compile(rf"\n[ \t]{{0,{indent - 1}}}[^\s]")
+        self.word = first_word(suffix)
+        self.held = max([len(self.word), *(len(text) - 1 for text in stop)])
+        self.special = set(tokenizer.special.values())
+        self.data, self.shown, self.ended = b"", 0, False  # ended: at a stop text
+
+    def add(self, token: int) -> str:
+        """The text that is certain now and was not before."""
+        self.data += b"" if token in self.special else self.tokenizer.token_bytes(token)
+        text = self.text().rstrip(UNKNOWN)
+        if self.indent and not self.ended:  # what begins a line, which may be indented too little
+            text = re.sub(r"\n[ \t\n]*$", "", text)
+        return self.show(text, self.held)
+
+    def close(self) -> str:
+        """The rest, when no more tokens come."""
+        return self.show(self.text().removesuffix(self.word), 0)
+
+    def text(self) -> str:
+        written = self.data[self.healed :].decode(errors="replace")
+        kept = until(written, self.stop)
+        if self.indent and (found := self.indent.search(kept)):
+            kept = kept[: found.start()]
+        self.ended = len(kept) < len(written)
+        return kept
+
+    def show(self, text: str, held: int) -> str:
+        begin, self.shown = self.shown, max(len(text) - held, self.shown)
+        return text[begin : self.shown]
+
+
 def text_pieces(
-    tokenizer: Tokenizer, ids: Iterable[int], healed: int = 0, stop=()
+    tokenizer: Tokenizer, ids: Iterable[int], healed: int = 0, stop=(), suffix: str = ""
 ) -> Iterator[str]:
-    """The same, piece by piece as the ids come; half a character, or what may be the beginning of a
-    stop text, waits for the next one."""
-    data, shown = b"", 0
-    special = set(tokenizer.special.values())
-    longest = max(map(len, stop), default=1)
+    """The text of a `Writing`, piece by piece as the ids come."""
+    writing = Writing(tokenizer, healed, stop, suffix)
     for token in ids:
-        data += b"" if token in special else tokenizer.token_bytes(token)
-        ready = until(data[healed:].decode(errors="replace"), stop).rstrip("\ufffd")
-        end = max(len(ready) - longest + 1, shown)
-        yield ready[shown:end]
-        shown = end
-    yield until(data[healed:].decode(errors="replace"), stop)[shown:]
+        yield writing.add(token)
+    yield writing.close()
 
 
 def until(text: str, stop: Iterable[str]) -> str:
@@ -251,6 +289,14 @@ class Stage(NamedTuple):
     bias_out: torch.Tensor
 
 
+class Piece(NamedTuple):
+    """Tokens to read into a row of the cache."""
+
+    row: int
+    start: int  # the position of the first; what stands before is in the cache
+    ids: list[int]
+
+
 class Decoder:
     """A NeoX with a key/value cache, computed in fewer and larger steps: for one token at a time
     each call of an operator costs as much as its arithmetic. It copies the blocks' weights, so
@@ -300,15 +346,61 @@ class Decoder:
 
         Either T = 1 or start = 0: what stands before is in the cache. mask: None if all is real,
         else boolean, (B, 1, T, start + T)."""
-        (B, T), stop, c = idx.shape, start + idx.size(1), self.model.config
+        (B, T), stop = idx.shape, start + idx.size(1)
         rotation = self.model.cos[start:stop], self.sin[start:stop]
         new = self.cache[:, :, :, :, start:stop].unbind(0)
         caches = zip(new, *self.cache[:, :, :, :, :stop].unbind(1))  # of each layer: new, k, v
+        causal = mask is None and T > 1
+
+        def attend(heads):
+            qkv = turn(heads.unflatten(0, (B, T)), rotation)
+            new, k, v = next(caches)
+            new.copy_(qkv[1:])
+            y = F.scaled_dot_product_attention(qkv[0], k, v, mask, is_causal=causal)
+            return y.transpose(1, 2)
+
+        place = torch.arange(start, stop, device=idx.device)  # as NeoX.hidden counts positions
+        place = place.expand(B, T) if mask is None else mask[:, 0].sum(-1) - 1
+        x = self.hidden(idx.flatten(), place.flatten(), attend)
+        return self.logits(x.view(B, T, -1)[:, -1])
+
+    def read(self, pieces: list[Piece]):
+        """Tokens of several rows, each at its own place, together: N in all, to what `logits` wants
+        (N, C), in the order of the pieces."""
+        device = self.cache.device
+        place = [p for _, start, ids in pieces for p in range(start, start + len(ids))]
+        place = torch.tensor(place, device=device)
+        idx = torch.tensor([i for piece in pieces for i in piece.ids], device=device)
+        rotation = self.model.cos[place], self.sin[place]
+        own, end = [], 0  # of each piece: its tokens among the N, its mask, its caches by layer
+        for row, start, ids in pieces:
+            T, stop = len(ids), start + len(ids)
+            mask = None  # causal
+            if T > 1 and start:
+                mask = torch.ones(T, stop, dtype=torch.bool, device=device).tril(start)
+            cache = self.cache[:, :, row : row + 1, :, :stop]
+            caches = list(zip(cache[:, :, :, :, start:].unbind(0), *cache.unbind(1)))
+            own.append((slice(end, end := end + T), mask, caches))
+        layers = iter(range(self.model.config.n_layer))
+
+        def attend(heads):
+            qkv, layer, found = turn(heads.unsqueeze(0), rotation), next(layers), []
+            for tokens, mask, caches in own:
+                q, (new, k, v) = qkv[0, :, :, tokens], caches[layer]
+                new.copy_(qkv[1:, :, :, tokens])
+                causal = mask is None and q.size(2) > 1
+                found.append(F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal))
+            return torch.cat(found, dim=2).transpose(1, 2)
+
+        return self.hidden(idx, place, attend)
+
+    def hidden(self, idx, place, attend):
+        """idx (N) and their positions (N) to the final LayerNorm's input (N, C). attend: called for
+        one layer after the other, makes of heads (N, H, 3, D) what attention finds, (.., H, D)."""
+        c = self.model.config
         x = self.model.gpt_neox.embed_in(idx)
-        if c.learned_positions:  # as NeoX.hidden counts them
-            place = torch.arange(start, stop, device=x.device)
-            x = x + self.model.gpt_neox.embed_pos(place if mask is None else mask[:, 0].sum(-1) - 1)
-        x = x.view(B * T, c.n_embd)
+        if c.learned_positions:
+            x = x + self.model.gpt_neox.embed_pos(place)
         for attention, mlp, weight_in, bias_in, weight_out, bias_out in self.stages:
             h = F.layer_norm(x, (c.n_embd,), eps=c.norm_eps)
             # Biases are added apart: oneDNN's bfloat16 product with a bias is slow (1.07 times the
@@ -316,30 +408,29 @@ class Decoder:
             h = F.linear(h, weight_in).add_(bias_in)
             parts = []
             if attention:
-                heads = h[:, : 3 * c.n_embd].to(self.cache.dtype).view(B, T, c.n_head, 3, -1)
-                y = attend(heads, rotation, next(caches), mask)
-                parts.append(y.reshape(B * T, c.n_embd).to(x.dtype))
+                heads = h[:, : 3 * c.n_embd].to(self.cache.dtype).view(-1, c.n_head, 3, c.head_dim)
+                parts.append(attend(heads).reshape(-1, c.n_embd).to(x.dtype))
             if mlp:
                 parts.append(ACTIVATIONS[c.activation](h[:, -c.n_read :]))
             x = x + F.linear(torch.cat(parts, dim=1), weight_out).add_(bias_out)
-        x = self.model.gpt_neox.final_layer_norm(x.view(B, T, -1)[:, -1])
+        return x
+
+    def logits(self, x):
+        """What `hidden` returns (..., C) to logits (..., V)."""
+        x = self.model.gpt_neox.final_layer_norm(x)
         return F.linear(x, self.head, self.model.embed_out.bias)
 
 
-def attend(heads, rotation, cache, mask):
-    """heads (B, T, H, 3, D) to (B, T, H, D): rotate, add keys and values to the cache, attend.
+def turn(heads, rotation):
+    """heads (B, T, H, 3, D) to queries, keys and values (3, B, H, T, D), rotated in place.
 
-    rotation: cos and signed sin, each (T, rotary_dim). cache: one layer's place for the new keys
-    and values (2, B, H, T, D), and its keys and values so far, each (B, H, S, D)."""
-    (cos, sin), (new, k, v) = rotation, cache
-    qkv = heads.permute(3, 0, 2, 1, 4)  # (3, B, H, T, D)
-    turned = qkv[:2, ..., : cos.size(-1)]  # queries and keys, in place
+    rotation: cos and signed sin, each (T, rotary_dim)."""
+    cos, sin = rotation
+    qkv = heads.permute(3, 0, 2, 1, 4)
+    turned = qkv[:2, ..., : cos.size(-1)]  # queries and keys
     swapped = turned.roll(cos.size(-1) // 2, dims=-1)
     turned.mul_(cos).addcmul_(swapped, sin)  # `rotate` with half the operators
-    new.copy_(qkv[1:])
-    causal = mask is None and heads.size(1) > 1
-    y = F.scaled_dot_product_attention(qkv[0], k, v, mask, is_causal=causal)
-    return y.transpose(1, 2)
+    return qkv
 
 
 AGREES = {}  # what `decoder_agrees` found, by the model's settings and methods
@@ -375,5 +466,8 @@ def decodes(model):
     decoder = Decoder(model, 1)
     steps = [(0, T)] if T == 1 else [(0, T - 1), (T - 1, T)]
     found = torch.cat([decoder(idx[:, start:stop], start) for start, stop in steps])
-    expected = expected[[stop - 1 for _, stop in steps]]
-    return bool((found - expected).norm() <= 1e-6 * expected.norm())
+    cuts = sorted({0, T // 3, T - T // 4, T})
+    pieces = [Piece(0, start, idx[0, start:stop].tolist()) for start, stop in pairwise(cuts)]
+    read = torch.cat([decoder.logits(decoder.read([piece])) for piece in pieces])
+    pairs = (found, expected[[stop - 1 for _, stop in steps]]), (read, expected)
+    return all(bool((a - b).norm() <= 1e-6 * b.norm()) for a, b in pairs)

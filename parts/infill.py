@@ -156,13 +156,18 @@ def trim(middle: str, suffix: str) -> str:
 def joined(pieces: Iterable[str], suffix: str) -> Iterator[str]:
     """The pieces of a middle, less its end where that repeats how the suffix begins: a suffix may
     begin inside a word, which a model likes to write whole. (One letter may well come twice.)"""
-    word, held = re.match(r"(?:\w{2,})?", suffix)[0], ""
+    word, held = first_word(suffix), ""
     for piece in pieces:
         held += piece
         ready = max(len(held) - len(word), 0)
         yield held[:ready]
         held = held[ready:]
     yield held.removesuffix(word)
+
+
+def first_word(suffix: str) -> str:
+    """The word, or part of one, with which a suffix begins, if it has more than one letter."""
+    return re.match(r"(?:\w{2,})?", suffix)[0]
 
 
 def filled(tok: Tokenizer, gap: Gap, middle: str) -> tuple[list[int], int]:

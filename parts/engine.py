@@ -1,0 +1,414 @@
+"""Continuous batching: completions of many callers are decoded together. One joins when it comes
+and leaves when it ends; each has a row of the key/value cache of its own.
+
+    engine = Engine(model, tokenizer, rows=8)
+    engine.start()
+    job = engine.submit([Ask([0, 5, 7], max_new_tokens=20)], deliver)
+    job.cancel()  # frees its rows
+
+Each row sees the very tokens that `stream` in parts/generate.py would show the model, so that its
+text is the same, whatever is decoded beside it (but for rounding, between two tokens almost equally
+likely). Three things save time without changing it:
+
+- rows are read together: the weights, which are most of what a step reads, are read once for all
+- what a row of the cache holds of an earlier prompt is not read again
+- a `Lookup` guesses the next tokens, and the network checks all of them at once
+"""
+
+import dataclasses
+import math
+import threading
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from model import NeoX
+from parts import generate
+from parts.configurator import say
+from parts.generate import Decoder, Writing, choose, decoder_agrees
+from parts.tokenizer import Tokenizer
+
+CHUNK = 256  # tokens of a prompt that are read at a time, so that no row waits long for another
+SHARED = 16  # tokens from which on it pays to copy them from another row's cache
+
+
+@dataclasses.dataclass
+class Ask:
+    """A completion that is wanted. The names are those of `generate.stream` and of OpenAI's API."""
+
+    ids: list[int]  # what the model reads
+    max_new_tokens: int = 16
+    first_ids: list[int] | None = None  # the tokens of which the first new one must be one
+    healed: int = 0  # bytes of the prompt that this one repeats
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0  # taken off the logit of each new token that was written before
+    frequency_penalty: float = 0.0  # the same, for each time that it was written
+    stop: tuple[str, ...] = ()
+    suffix: str = ""  # what the text will stand before
+    indent: int = 0  # end before a line that is indented less
+    seed: int | None = None
+    logprobs: int | None = None  # how many of the likeliest tokens to tell with each; None: nothing
+    echo: bool = False  # tell the logprobs of the prompt's tokens too
+    seconds: float = 0.0  # end after that time, once a line is written; 0: no limit
+
+    def sampling(self) -> dict:
+        return dict(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+class Token(NamedTuple):
+    """A token of a completion, with natural logarithms of probabilities."""
+
+    id: int
+    logprob: float | None  # None: it had nothing before it
+    top: list[tuple[int, float]]  # the likeliest tokens
+    skip: int  # bytes at its beginning that are not part of the text
+
+
+class Part(NamedTuple):
+    """Something new of a completion."""
+
+    row: int  # which of those that were asked for
+    text: str
+    tokens: list[Token]
+    finish: str  # "": it goes on; stop, length; else it failed: late, error, cancelled
+
+
+class Row:
+    """A completion on its way."""
+
+    def __init__(self, ask: Ask, job: "Job", number: int, tokenizer: Tokenizer, device):
+        self.ask, self.job, self.number = ask, job, number
+        self.tokens = list(ask.ids)
+        self.start, self.cached = 0, 0  # the window's first token, and how many of it were read
+        self.slot: Slot | None = None
+        self.writing = Writing(tokenizer, ask.healed, ask.stop, ask.suffix, ask.indent)
+        self.text, self.ready = "", []  # certain, and not delivered yet: text and tokens
+        self.new: list[Token] = []  # not certain yet, as a stop text may begin in them
+        self.shown = self.told = 0  # bytes of all certain text, and of its tokens
+        self.last_logits = None  # after the tokens of the prompt that were read
+        self.generator = None
+        if ask.temperature:
+            self.generator = torch.Generator(device)
+            self.generator.seed() if ask.seed is None else self.generator.manual_seed(ask.seed)
+        self.lookup = Lookup(self.tokens)
+        self.guesses = 2  # how many tokens to guess; more after good ones
+        self.began = 0.0
+
+    @property
+    def written(self) -> list[int]:
+        return self.tokens[len(self.ask.ids) :]
+
+    def window(self, block_size: int) -> list[int]:
+        """The tokens in sight, as `generate.Rows.window` has them."""
+        while len(self.tokens) - self.start > block_size:
+            self.start, self.cached = self.start + max(block_size // 2, 1), 0
+        return self.tokens[self.start :]
+
+
+class Slot:
+    """A row of the cache."""
+
+    def __init__(self, number: int):
+        self.number, self.row, self.used = number, None, 0.0
+        self.left: list[int] = []  # what it holds of a row that has left
+
+    def holds(self) -> list[int]:
+        row = self.row
+        return row.tokens[row.start : row.start + row.cached] if row else self.left
+
+
+class Lookup:
+    """Guesses how a text goes on: as it did after the same three tokens before. (Prompt lookup
+    decoding, Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding.)"""
+
+    def __init__(self, tokens: list[int]):
+        self.tokens, self.seen, self.end = tokens, {}, 0
+
+    def guess(self, most: int) -> list[int]:
+        """Up to `most` tokens that may come next."""
+        for end in range(max(self.end, 3), len(self.tokens)):
+            self.seen[tuple(self.tokens[end - 3 : end])] = end
+        self.end = max(len(self.tokens), self.end)
+        place = self.seen.get(tuple(self.tokens[-3:]))
+        return self.tokens[place : place + most] if place and most > 0 else []
+
+
+class Job:
+    """What one caller asked for."""
+
+    def __init__(self, deliver: Callable[[list[Part]], None], stream: bool, seconds: float):
+        self.deliver, self.stream = deliver, stream
+        self.came, self.deadline = time.monotonic(), time.monotonic() + seconds
+        self.first = self.ended = 0.0  # when its first token and its last came
+        self.reused = 0  # tokens of prompts that did not have to be read
+        self.cancelled = False
+
+    def cancel(self):
+        self.cancelled = True
+
+
+class Full(Exception):
+    """More is waiting than the queue holds."""
+
+
+class Engine:
+    """A thread that decodes what is submitted."""
+
+    def __init__(
+        self, model: NeoX, tokenizer: Tokenizer, rows: int, queue: int = 64, threads: int = 0
+    ):
+        """rows: completions that are decoded together. queue: how many more may wait. threads: of
+        the CPU; 0: one."""
+        self.model, self.tokenizer, self.queue = model, tokenizer, queue
+        self.threads = threads or 1
+        self.block_size = model.config.block_size
+        self.device = next(model.parameters()).device
+        self.decoder = Decoder(model, rows) if decoder_agrees(model) else None
+        self.slots = [Slot(number) for number in range(rows)]
+        self.waiting: deque[Row] = deque()
+        self.stop_ids = set(tokenizer.special.values())
+        self.counts = Counter()  # tokens read, reused, written, guessed, guessed right; and steps
+        self.parts: dict[Job, list[Part]] = {}
+        self.condition, self.closing = threading.Condition(), False
+        self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
+
+    def start(self):
+        self.thread.start()
+
+    def close(self):
+        """End the thread as soon as nothing is decoded any more."""
+        with self.condition:
+            self.closing = True
+            self.condition.notify()
+
+    def submit(
+        self, asks: list[Ask], deliver: Callable[[list[Part]], None], stream=False, seconds=600.0
+    ) -> Job:
+        """Queue completions. deliver: called in the engine's thread with what is new, or unless
+        `stream` once for each when it is done; the last part has `finish`. seconds: what takes
+        longer fails. Raises Full."""
+        job = Job(deliver, stream, seconds)
+        rows = [Row(ask, job, n, self.tokenizer, self.device) for n, ask in enumerate(asks)]
+        with self.condition:
+            free = sum(slot.row is None for slot in self.slots)
+            if len(self.waiting) + len(rows) > self.queue + free:
+                raise Full(f"{len(self.waiting)} completions are waiting already")
+            self.waiting.extend(rows)
+            self.condition.notify()
+        return job
+
+    @property
+    def rows(self) -> list[Row]:
+        return [slot.row for slot in self.slots if slot.row]
+
+    # --- the engine's thread ----------------------------------------------------------------------
+
+    def run(self):
+        torch.set_num_threads(self.threads)
+        while True:
+            with self.condition:
+                self.condition.wait_for(lambda: self.waiting or self.rows or self.closing)
+                if self.closing and not self.waiting and not self.rows:
+                    return
+            try:
+                with torch.inference_mode():
+                    self.weed()
+                    self.admit()
+                    if self.rows:
+                        self.step()
+            except Exception:  # one bad step must not end the service
+                say(f"{traceback.format_exc()}the completions of this step are given up")
+                for row in self.rows:
+                    row.cached = 0  # nobody knows what its place in the cache holds now
+                    self.leave(row, "error")
+            delivered, self.parts = self.parts, {}
+            for job, parts in delivered.items():
+                job.deliver(parts)
+
+    def weed(self):
+        """Drop what nobody waits for any more, or has waited for too long."""
+        now = time.monotonic()
+        with self.condition:
+            waiting = list(self.waiting)
+            gone = [row for row in waiting if row.job.cancelled or now > row.job.deadline]
+            self.waiting = deque(row for row in waiting if row not in gone)
+        for row in gone + self.rows:
+            if row.job.cancelled or now > row.job.deadline:
+                self.leave(row, "cancelled" if row.job.cancelled else "late")
+
+    def admit(self):
+        """Give one waiting row a free slot: the one that holds most of its prompt, or the one whose
+        last use is longest ago. One row a step, so that the next ones can share its prompt."""
+        free = [slot for slot in self.slots if not slot.row]
+        with self.condition:
+            row = self.waiting.popleft() if free and self.waiting else None
+        if not row:
+            return
+        row.began, ids = time.monotonic(), row.window(self.block_size)[:-1]
+        known = {} if row.ask.echo else {slot: common(slot.holds(), ids) for slot in self.slots}
+        slot = max(free, key=lambda slot: (known.get(slot, 0), -slot.used))
+        row.cached = known.get(slot, 0)
+        best = max(known, key=known.get, default=slot)
+        if self.decoder and known.get(best, 0) >= row.cached + SHARED:
+            row.cached, cache = known[best], self.decoder.cache[..., : known[best], :]
+            cache[:, :, slot.number] = cache[:, :, best.number]
+        row.slot, slot.row = slot, row
+        row.job.reused += row.cached
+        self.counts["reused"] += row.cached
+
+    def step(self):
+        """Read what is new in each row, with a guess at what comes next, and write what follows."""
+        feeds = []
+        for row in self.rows:
+            unread = row.window(self.block_size)[row.cached :]
+            room = self.block_size - row.cached - len(unread)
+            left = row.ask.max_new_tokens - len(row.written) - 1
+            guess = row.lookup.guess(min(row.guesses, room, left)) if len(unread) <= CHUNK else []
+            feeds.append((row, unread[:CHUNK], guess, len(unread) <= CHUNK))
+        hidden, end = self.read(feeds), 0
+        for row, ids, guess, whole in feeds:
+            begin, end = end, end + len(ids) + len(guess)
+            row.cached += len(ids)
+            self.counts["read"] += len(ids)
+            if row.ask.echo and not row.written:
+                self.tell_prompt(row, ids, self.logits(hidden[begin : begin + len(ids)]))
+            if whole and row.ask.max_new_tokens:
+                self.write(row, self.logits(hidden[end - len(guess) - 1 : end]), guess)
+            elif whole:
+                self.leave(row, "length")
+        self.counts["steps"] += 1
+
+    def read(self, feeds):
+        """Hidden states (N, C) of all tokens in feeds, of which each row has its own."""
+        if self.decoder:
+            return self.decoder.read(
+                [
+                    generate.Piece(row.slot.number, row.cached, ids + guess)
+                    for row, ids, guess, _ in feeds
+                ]
+            )
+        found = []
+        for row, ids, guess, _ in feeds:  # model.py was changed, and has no cache
+            seen = row.tokens[row.start : row.start + row.cached] + ids + guess
+            idx = torch.tensor([seen], device=self.device)
+            found.append(self.model.hidden(idx)[0, row.cached :])
+        return torch.cat(found)
+
+    def logits(self, hidden):
+        return (self.decoder or self.model).logits(hidden).float()
+
+    def write(self, row: Row, logits: torch.Tensor, guess: list[int]):
+        """Choose the next token, and as long as it is the one that was guessed, the one after it.
+        logits: (1 + guessed, V)."""
+        self.counts["guessed"] += len(guess)
+        right = 0
+        for position, scores in enumerate(logits):
+            token = self.pick(row, scores)
+            row.tokens.append(token)
+            self.counts["written"] += 1
+            row.job.first = row.job.first or time.monotonic()
+            if finish := self.finish(row, token):
+                break
+            if position == len(guess) or token != guess[position]:
+                break
+            right += 1
+        row.cached += right
+        self.counts["right"] += right
+        row.guesses = min(2 * row.guesses, 16) if right == len(guess) else right + 1
+        if finish:
+            self.leave(row, finish)
+
+    def pick(self, row: Row, logits: torch.Tensor) -> int:
+        """The next token of a row, from logits (V)."""
+        ask, first = row.ask, not row.written
+        logits = logits[None, : self.tokenizer.vocab_size].clone()
+        if first and ask.first_ids:
+            generate.keep_only(logits, [ask.first_ids])
+        token = int(choose(penalized(row, logits), row.generator, **ask.sampling()))
+        row.new.append(self.tell(row, logits[0], token, ask.healed if first else 0))
+        return token
+
+    def tell(self, row: Row, logits: torch.Tensor | None, token: int, skip: int = 0) -> Token:
+        """A token, with what the caller wants to know of it. logits (V): None for a first one."""
+        if row.ask.logprobs is None or logits is None:
+            return Token(token, None, [], skip)
+        logprobs = logits.log_softmax(dim=-1)
+        values, ids = logprobs.topk(min(row.ask.logprobs, len(logprobs)))
+        top = [pair for pair in zip(ids.tolist(), values.tolist()) if pair[1] > -math.inf]
+        return Token(token, float(logprobs[token]), top, skip)
+
+    def tell_prompt(self, row: Row, ids: list[int], logits: torch.Tensor):
+        """The tokens of a prompt that were just read, with logits (T, V)."""
+        before = [row.last_logits, *logits[:-1]]
+        row.ready += [self.tell(row, scores, token) for token, scores in zip(ids, before)]
+        row.last_logits = logits[-1]
+
+    def finish(self, row: Row, token: int) -> str:
+        """Whether a row has ended with its newest token: stop, length or ""."""
+        ask, text = row.ask, row.writing.add(token)
+        slow = ask.seconds and time.monotonic() - row.began > ask.seconds
+        if token in self.stop_ids or row.writing.ended:
+            finish = "stop"
+        elif len(row.written) == ask.max_new_tokens or slow and "\n" in row.writing.text():
+            finish = "length"
+        else:
+            finish = ""
+        self.emit(row, text, finish)
+        return finish
+
+    def leave(self, row: Row, finish: str):
+        """Free a row's place, and deliver the rest of its text."""
+        if finish in ("stop", "length"):
+            self.emit(row, row.writing.close(), finish, last=True)
+        else:
+            self.parts.setdefault(row.job, []).append(Part(row.number, "", [], finish))
+        row.job.ended = time.monotonic()
+        if slot := row.slot:
+            slot.left, slot.row, slot.used = slot.holds(), None, time.monotonic()
+
+    def emit(self, row: Row, text: str, finish: str, last: bool = False):
+        """Note the new text of a row, and the tokens of which no byte is held back any more."""
+        row.text += text
+        row.shown += len(text.encode())
+        while row.new and (last or row.told + self.length(row.new[0]) <= row.shown):
+            token = row.new.pop(0)
+            if last and row.told >= row.shown:  # behind the end: of a stop text, or <|endoftext|>
+                break
+            row.told += self.length(token)
+            if self.length(token) > 0:  # else the first one, which is but the prompt's end
+                row.ready.append(token)
+        if last or row.job.stream and row.text and not finish:
+            part = Part(row.number, row.text, row.ready, finish if last else "")
+            self.parts.setdefault(row.job, []).append(part)
+            row.text, row.ready = "", []
+
+    def length(self, token: Token) -> int:
+        return len(self.tokenizer.token_bytes(token.id)) - token.skip
+
+
+def penalized(row: Row, logits: torch.Tensor) -> torch.Tensor:
+    """Logits (1, V) after a row's penalties: on what stands in prompt and output as in `stream`, on
+    the output alone as in OpenAI's API."""
+    ask, written = row.ask, row.written
+    if ask.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(row.tokens)), device=logits.device)
+        part, logits = logits[0, seen], logits.clone()
+        scaled = part / ask.repetition_penalty, part * ask.repetition_penalty
+        logits[0, seen] = torch.where(part > 0, *scaled)
+    if written and (ask.presence_penalty or ask.frequency_penalty):
+        ids, times = torch.tensor(list(Counter(written).items()), device=logits.device).T
+        logits = logits.clone()
+        logits[0, ids] -= ask.presence_penalty + ask.frequency_penalty * times
+    return logits
+
+
+def common(a: list[int], b: list[int]) -> int:
+    """How many tokens two lists have in common at their beginning."""
+    return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
