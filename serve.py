@@ -82,7 +82,7 @@ class Settings:
     max_mb = 2.0  # size of a request
     max_seconds = 120.0  # for one request
     drain_seconds = 30.0  # after Ctrl-C, for what is being written
-    threads = 0  # of the CPU; 0: one, which is faster than two for so small steps
+    threads = 0  # of the CPU, among which the rows of a step are divided; 0: one for each core
     device = "auto"  # auto, cpu, cuda, mps
 
 

@@ -22,6 +22,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 import torch
@@ -29,10 +30,11 @@ import torch
 from model import NeoX
 from parts import generate
 from parts.configurator import say
-from parts.generate import Decoder, Writing, choose, decoder_agrees
+from parts.generate import Decoder, Piece, Writing, choose, decoder_agrees
 from parts.tokenizer import Tokenizer
 
 CHUNK = 256  # tokens of a prompt that are read at a time, so that no row waits long for another
+MOST_GUESSED = 16  # tokens of one row that are guessed and checked at a time
 SHARED = 16  # tokens from which on it pays to copy them from another row's cache
 
 
@@ -97,6 +99,8 @@ class Row:
         if ask.temperature:
             self.generator = torch.Generator(device)
             self.generator.seed() if ask.seed is None else self.generator.manual_seed(ask.seed)
+        penalties = ask.repetition_penalty != 1, ask.presence_penalty, ask.frequency_penalty
+        self.drawn = ask.temperature > 0 or any(penalties)  # not simply the likeliest token
         self.lookup = Lookup(self.tokens)
         self.guesses = 2  # how many tokens to guess; more after good ones
         self.began = 0.0
@@ -110,6 +114,15 @@ class Row:
         while len(self.tokens) - self.start > block_size:
             self.start, self.cached = self.start + max(block_size // 2, 1), 0
         return self.tokens[self.start :]
+
+
+class Feed(NamedTuple):
+    """What a step reads in one row."""
+
+    row: Row
+    ids: list[int]  # tokens that are certain
+    guess: list[int]  # and what may follow
+    writes: bool  # whether a new token comes after them
 
 
 class Slot:
@@ -167,10 +180,11 @@ class Engine:
         """rows: completions that are decoded together. queue: how many more may wait. threads: of
         the CPU; 0: one."""
         self.model, self.tokenizer, self.queue = model, tokenizer, queue
-        self.threads = threads or 1
+        threads = threads or min(torch.get_num_threads(), rows)
         self.block_size = model.config.block_size
         self.device = next(model.parameters()).device
-        self.decoder = Decoder(model, rows) if decoder_agrees(model) else None
+        with torch.no_grad():
+            self.decoder = Decoder(model, rows, threads) if decoder_agrees(model) else None
         self.slots = [Slot(number) for number in range(rows)]
         self.waiting: deque[Row] = deque()
         self.stop_ids = set(tokenizer.special.values())
@@ -211,7 +225,6 @@ class Engine:
     # --- the engine's thread ----------------------------------------------------------------------
 
     def run(self):
-        torch.set_num_threads(self.threads)
         while True:
             with self.condition:
                 self.condition.wait_for(lambda: self.waiting or self.rows or self.closing)
@@ -265,35 +278,44 @@ class Engine:
 
     def step(self):
         """Read what is new in each row, with a guess at what comes next, and write what follows."""
-        feeds = []
-        for row in self.rows:
+        feeds, rows = [], self.rows
+        # Guesses cost little while the weights take most of a step's time, not beside many rows.
+        most = MOST_GUESSED // len(rows) ** 2
+        for row in rows:
             unread = row.window(self.block_size)[row.cached :]
             room = self.block_size - row.cached - len(unread)
             left = row.ask.max_new_tokens - len(row.written) - 1
-            guess = row.lookup.guess(min(row.guesses, room, left)) if len(unread) <= CHUNK else []
-            feeds.append((row, unread[:CHUNK], guess, len(unread) <= CHUNK))
-        hidden, end = self.read(feeds), 0
-        for row, ids, guess, whole in feeds:
-            begin, end = end, end + len(ids) + len(guess)
-            row.cached += len(ids)
-            self.counts["read"] += len(ids)
+            whole = len(unread) <= CHUNK
+            guess = row.lookup.guess(min(row.guesses, most, room, left)) if whole else []
+            feeds.append(Feed(row, unread[:CHUNK], guess, whole and row.ask.max_new_tokens > 0))
+        hidden, ends = self.read(feeds), list(accumulate(len(f.ids) + len(f.guess) for f in feeds))
+        wanted = [  # the hidden states from which tokens are chosen
+            place
+            for feed, end in zip(feeds, ends)
+            for place in range(end - len(feed.guess) - 1, end)
+            if feed.writes
+        ]
+        logits = self.logits(hidden[wanted])
+        best = logits.argmax(dim=-1).tolist()
+        scored = zip(best, logits)
+        for feed, end in zip(feeds, ends):
+            row, count = feed.row, len(feed.ids) + len(feed.guess)
+            row.cached += len(feed.ids)
             if row.ask.echo and not row.written:
-                self.tell_prompt(row, ids, self.logits(hidden[begin : begin + len(ids)]))
-            if whole and row.ask.max_new_tokens:
-                self.write(row, self.logits(hidden[end - len(guess) - 1 : end]), guess)
-            elif whole:
+                begin = end - count
+                self.tell_prompt(row, feed.ids, self.logits(hidden[begin : begin + len(feed.ids)]))
+            if feed.writes:
+                self.write(row, list(islice(scored, len(feed.guess) + 1)), feed.guess)
+            elif not row.ask.max_new_tokens and row.cached == len(row.tokens) - row.start:
                 self.leave(row, "length")
+            self.counts["read"] += count
         self.counts["steps"] += 1
 
-    def read(self, feeds):
+    def read(self, feeds: list["Feed"]) -> torch.Tensor:
         """Hidden states (N, C) of all tokens in feeds, of which each row has its own."""
         if self.decoder:
-            return self.decoder.read(
-                [
-                    generate.Piece(row.slot.number, row.cached, ids + guess)
-                    for row, ids, guess, _ in feeds
-                ]
-            )
+            pieces = [Piece(f.row.slot.number, f.row.cached, f.ids + f.guess) for f in feeds]
+            return self.decoder.read(pieces)
         found = []
         for row, ids, guess, _ in feeds:  # model.py was changed, and has no cache
             seen = row.tokens[row.start : row.start + row.cached] + ids + guess
@@ -301,38 +323,40 @@ class Engine:
             found.append(self.model.hidden(idx)[0, row.cached :])
         return torch.cat(found)
 
-    def logits(self, hidden):
-        return (self.decoder or self.model).logits(hidden).float()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (N, C) to logits (N, V) of the tokens that the tokenizer has, float32."""
+        model = self.decoder or self.model
+        return model.logits(hidden)[:, : self.tokenizer.vocab_size].float()
 
-    def write(self, row: Row, logits: torch.Tensor, guess: list[int]):
+    def write(self, row: Row, scored: list[tuple[int, torch.Tensor]], guess: list[int]):
         """Choose the next token, and as long as it is the one that was guessed, the one after it.
-        logits: (1 + guessed, V)."""
-        self.counts["guessed"] += len(guess)
+        scored: for each of them the likeliest token and the logits (V)."""
         right = 0
-        for position, scores in enumerate(logits):
-            token = self.pick(row, scores)
+        for position, (best, logits) in enumerate(scored):
+            token = self.pick(row, best, logits)
             row.tokens.append(token)
-            self.counts["written"] += 1
-            row.job.first = row.job.first or time.monotonic()
-            if finish := self.finish(row, token):
-                break
-            if position == len(guess) or token != guess[position]:
+            finish = self.finish(row, token)
+            if finish or position == len(guess) or token != guess[position]:
                 break
             right += 1
+        row.job.first = row.job.first or time.monotonic()
         row.cached += right
-        self.counts["right"] += right
-        row.guesses = min(2 * row.guesses, 16) if right == len(guess) else right + 1
+        row.guesses = min(2 * row.guesses, MOST_GUESSED) if right == len(guess) else right + 1
+        self.counts.update(written=position + 1, guessed=len(guess), right=right)
         if finish:
             self.leave(row, finish)
 
-    def pick(self, row: Row, logits: torch.Tensor) -> int:
-        """The next token of a row, from logits (V)."""
+    def pick(self, row: Row, best: int, logits: torch.Tensor) -> int:
+        """The next token of a row, from logits (V), of which `best` is the likeliest."""
         ask, first = row.ask, not row.written
-        logits = logits[None, : self.tokenizer.vocab_size].clone()
-        if first and ask.first_ids:
-            generate.keep_only(logits, [ask.first_ids])
-        token = int(choose(penalized(row, logits), row.generator, **ask.sampling()))
-        row.new.append(self.tell(row, logits[0], token, ask.healed if first else 0))
+        token, skip = best, ask.healed if first else 0
+        if row.drawn or first and ask.first_ids:
+            logits = logits[None].clone()
+            if first and ask.first_ids:
+                generate.keep_only(logits, [ask.first_ids])
+            token = int(choose(penalized(row, logits), row.generator, **ask.sampling()))
+            logits = logits[0]
+        row.new.append(self.tell(row, logits, token, skip))
         return token
 
     def tell(self, row: Row, logits: torch.Tensor | None, token: int, skip: int = 0) -> Token:
