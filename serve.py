@@ -63,6 +63,7 @@ from parts.infill import knows_fim, meeting, read_gap
 from parts.talk import recent
 
 MB = 2**20
+MOST_HEADERS = 2**15  # bytes of a request's headers
 PAGE = configurator.ROOT / "parts" / "page.html"
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -81,6 +82,7 @@ class Settings:
     max_tokens = 1024  # new tokens of one completion, at most
     max_mb = 2.0  # size of a request
     max_seconds = 120.0  # for one request
+    arrival_seconds = 10.0  # in which the head of a request must have come, and then its body
     drain_seconds = 30.0  # after Ctrl-C, for what is being written
     threads = 0  # of the CPU, among which the rows of a step are divided; 0: one for each core
     device = "auto"  # auto, cpu, cuda, mps
@@ -88,7 +90,7 @@ class Settings:
 
 def read_settings():
     cfg = configurator.load(Settings)
-    positive = ("rows", "max_tokens", "max_mb", "max_seconds")
+    positive = ("rows", "max_tokens", "max_mb", "max_seconds", "arrival_seconds")
     configurator.require(cfg, positive, {}, device=devices.DEVICES)
     cfg.api_key = cfg.api_key or os.environ.get("NANONEOX_API_KEY", "")
     if not 0 <= cfg.port < 2**16:
@@ -309,9 +311,10 @@ class Service:
                     raise too_much
 
         try:
-            await asyncio.wait_for(read(), Patient.seconds)
+            await asyncio.wait_for(read(), self.cfg.arrival_seconds)
         except asyncio.TimeoutError:
-            raise Refused(408, f"the body took more than {Patient.seconds} s") from None
+            seconds = self.cfg.arrival_seconds
+            raise Refused(408, f"the body took more than {seconds:g} s") from None
         return data
 
     def most(self, asked: int | None, default: int, name: str) -> int:
@@ -476,8 +479,6 @@ class Log:
         self.app, self.service, self.paths = app, service, paths
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
         began, status = time.monotonic(), 0
 
         async def note(message):
@@ -500,16 +501,21 @@ class Log:
 class Gate:
     """Who may ask."""
 
-    def __init__(self, app, cfg):
-        self.app, self.cfg = app, cfg
+    def __init__(self, app, cfg, refuse):
+        self.app, self.cfg, self.refuse = app, cfg, refuse
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "http":
+        answer = self.app
+        try:
             self.check(Request(scope))
-        await self.app(scope, receive, send)
+        except Refused as refused:
+            answer = self.refuse(Request(scope), refused)
+        await answer(scope, receive, send)
 
     def check(self, request: Request):
         """Refused where a request may not be answered."""
+        if sum(len(name) + len(value) for name, value in request.scope["headers"]) > MOST_HEADERS:
+            raise Refused(431, f"the headers may have {MOST_HEADERS} bytes at most")
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         if is_local(self.cfg.host) and not is_local(urlsplit(f"//{host}").hostname or ""):
             # Otherwise any web page could ask, by a name of its own that leads here.
@@ -531,7 +537,7 @@ class Patient(H11Protocol):
     """uvicorn's HTTP/1.1, with an end to its patience: a client that does not send the head of its
     request within some seconds is told 408."""
 
-    seconds = 10
+    seconds = Settings.arrival_seconds
     timer = None
 
     def connection_made(self, transport):
@@ -602,7 +608,7 @@ def app(service: Service) -> Log:
         Route("/infill", service.infill, methods=["POST"]),
     ]
     inner = Starlette(routes=routes, exception_handlers=handlers | {Exception: failed})
-    inner.add_middleware(Gate, cfg=service.cfg)
+    inner.add_middleware(Gate, cfg=service.cfg, refuse=refuse)
     if origins := service.cfg.allow_origin:
         inner.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=["*"])
     return Log(inner, service, {route.path for route in routes})
@@ -617,6 +623,7 @@ def main():
     except OSError as error:
         configurator.die(f"{cfg.host}:{cfg.port}: {error.strerror or error}; try another --port")
     service.engine.start()
+    Patient.seconds = cfg.arrival_seconds
     server = Server(
         uvicorn.Config(
             app(service),

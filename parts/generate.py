@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -333,8 +334,10 @@ class Decoder:
         not find what torch's operators find."""
         try:
             from parts import kernel
-        except ImportError:  # of numba
+        except (ImportError, RuntimeError):  # no numba, or no folder for what it compiles
             return None
+        if not list(Path(kernel.__file__).parent.glob("__pycache__/kernel.stage*")):
+            say("compiling parts/kernel.py for this CPU, once; it takes 10 to 30 s")
         kinds = {F.gelu: kernel.GELU, gelu_fast: kernel.GELU_TANH, swiglu: kernel.SWIGLU}
         kind = kinds.get(ACTIVATIONS[self.model.config.activation])
         if kind is None or not self.cache.dtype == self.head.dtype == torch.float32:

@@ -208,7 +208,8 @@ class Few:
         """All stages, for tokens x (N, C), in place."""
         layer = 0
         for weights, attention, inner in self.stages:
-            where = self.cos, self.sin, rows, places, self.cache[layer]
+            cache = self.cache[min(layer, len(self.cache) - 1)]  # the last MLP needs none
+            where = self.cos, self.sin, rows, places, cache
             stage(x, self.config.norm_eps, weights, attention, inner, self.kind, *where)
             layer += attention
 
