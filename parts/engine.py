@@ -102,18 +102,19 @@ class Row:
         penalties = ask.repetition_penalty != 1, ask.presence_penalty, ask.frequency_penalty
         self.drawn = ask.temperature > 0 or any(penalties)  # not simply the likeliest token
         self.lookup = Lookup(self.tokens)
-        self.guesses = 2  # how many tokens to guess; more after good ones
+        self.guesses, self.luck = 2, 0.8  # how many tokens to guess, and how many of them are right
         self.began = 0.0
 
     @property
-    def written(self) -> list[int]:
-        return self.tokens[len(self.ask.ids) :]
+    def written(self) -> int:
+        """How many tokens are new."""
+        return len(self.tokens) - len(self.ask.ids)
 
-    def window(self, block_size: int) -> list[int]:
-        """The tokens in sight, as `generate.Rows.window` has them."""
+    def unread(self, block_size: int) -> list[int]:
+        """The tokens in sight, as `generate.Rows.window` has them, that were not read yet."""
         while len(self.tokens) - self.start > block_size:
             self.start, self.cached = self.start + max(block_size // 2, 1), 0
-        return self.tokens[self.start :]
+        return self.tokens[self.start + self.cached :]
 
 
 class Feed(NamedTuple):
@@ -264,7 +265,7 @@ class Engine:
             row = self.waiting.popleft() if free and self.waiting else None
         if not row:
             return
-        row.began, ids = time.monotonic(), row.window(self.block_size)[:-1]
+        row.began, ids = time.monotonic(), row.unread(self.block_size)[:-1]
         known = {} if row.ask.echo else {slot: common(slot.holds(), ids) for slot in self.slots}
         slot = max(free, key=lambda slot: (known.get(slot, 0), -slot.used))
         row.cached = known.get(slot, 0)
@@ -279,12 +280,14 @@ class Engine:
     def step(self):
         """Read what is new in each row, with a guess at what comes next, and write what follows."""
         feeds, rows = [], self.rows
-        # Guesses cost little while the weights take most of a step's time, not beside many rows.
-        most = MOST_GUESSED // len(rows) ** 2
         for row in rows:
-            unread = row.window(self.block_size)[row.cached :]
+            # While the weights take most of a step's time a guess costs a sixth of a token, beside
+            # many rows a half.
+            many = len(rows) > 2
+            most = (4 if row.luck > 0.6 else 0) if many else MOST_GUESSED // len(rows)
+            unread = row.unread(self.block_size)
             room = self.block_size - row.cached - len(unread)
-            left = row.ask.max_new_tokens - len(row.written) - 1
+            left = row.ask.max_new_tokens - row.written - 1
             whole = len(unread) <= CHUNK
             guess = row.lookup.guess(min(row.guesses, most, room, left)) if whole else []
             feeds.append(Feed(row, unread[:CHUNK], guess, whole and row.ask.max_new_tokens > 0))
@@ -342,7 +345,10 @@ class Engine:
         row.job.first = row.job.first or time.monotonic()
         row.cached += right
         row.guesses = min(2 * row.guesses, MOST_GUESSED) if right == len(guess) else right + 1
-        self.counts.update(written=position + 1, guessed=len(guess), right=right)
+        row.luck += 0.2 * (right / len(guess) - row.luck) if guess else 0.01 * (0.8 - row.luck)
+        self.counts["written"] += position + 1
+        self.counts["guessed"] += len(guess)
+        self.counts["right"] += right
         if finish:
             self.leave(row, finish)
 
@@ -380,7 +386,7 @@ class Engine:
         slow = ask.seconds and time.monotonic() - row.began > ask.seconds
         if token in self.stop_ids or row.writing.ended:
             finish = "stop"
-        elif len(row.written) == ask.max_new_tokens or slow and "\n" in row.writing.text():
+        elif row.written == ask.max_new_tokens or slow and "\n" in row.writing.text():
             finish = "length"
         else:
             finish = ""
@@ -420,7 +426,7 @@ class Engine:
 def penalized(row: Row, logits: torch.Tensor) -> torch.Tensor:
     """Logits (1, V) after a row's penalties: on what stands in prompt and output as in `stream`, on
     the output alone as in OpenAI's API."""
-    ask, written = row.ask, row.written
+    ask, written = row.ask, row.tokens[len(row.ask.ids) :]
     if ask.repetition_penalty != 1:
         seen = torch.tensor(sorted(set(row.tokens)), device=logits.device)
         part, logits = logits[0, seen], logits.clone()

@@ -290,7 +290,7 @@ class Stage(NamedTuple):
     bias_out: torch.Tensor
 
 
-SHORT = 32  # tokens of a piece up to which it is padded to attend together with others
+SHORT = 16  # tokens of a piece up to which it is read together with others
 
 
 class Piece(NamedTuple):
@@ -344,7 +344,7 @@ class Decoder:
             return None
         few, T = kernel.Few(self, kind, threads), min(self.cache.size(4), 6)
         pieces = [Piece(row, 0, list(range(row, T))) for row in range(min(self.cache.size(2), 3))]
-        expected, found = self.read(pieces), few.read(pieces)
+        expected, found = self.read_many(pieces), few.read(pieces)
         pairs = (expected, found), (self.logits(expected), few.logits(found))
         if all((a - b).norm() <= 1e-4 * a.norm() for a, b in pairs):
             return few
@@ -398,8 +398,19 @@ class Decoder:
     def read(self, pieces: list[Piece]):
         """Tokens of several rows, each at its own place, together: N in all, to what `logits` wants
         (N, C), in the order of the pieces, which are of different rows."""
-        if self.few and all(len(piece.ids) <= SHORT for piece in pieces):
+        few = [piece for piece in pieces if len(piece.ids) <= SHORT] if self.few else []
+        if not few:
+            return self.read_many(pieces)
+        if len(few) == len(pieces):
             return self.few.read(pieces)
+        many = [piece for piece in pieces if len(piece.ids) > SHORT]
+        found = self.few.read(few), self.read_many(many)
+        sizes = [[len(piece.ids) for piece in some] for some in (few, many)]
+        parts = [iter(x.split(some)) for x, some in zip(found, sizes)]
+        return torch.cat([next(parts[len(piece.ids) > SHORT]) for piece in pieces])
+
+    def read_many(self, pieces: list[Piece]):
+        """The same with torch's operators."""
         device = self.cache.device
         place = [p for _, start, ids in pieces for p in range(start, start + len(ids))]
         place = torch.tensor(place, device=device)

@@ -9,6 +9,7 @@ this where numba is installed, and compares it with model.py first.
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -225,12 +226,12 @@ class Few:
 
     def cuts(self, lengths: list[int]) -> list[slice]:
         """Parts with about as many tokens for each thread; pieces of these lengths stay whole."""
-        if self.count == 1 or len(lengths) == 1:
-            return [slice(0, sum(lengths))]
-        ends = np.cumsum(lengths)
-        wanted = ends[-1] * np.arange(1, self.count) / self.count
-        cuts = sorted({0, *ends[np.abs(ends[:, None] - wanted).argmin(0)], ends[-1]})
-        return [slice(int(a), int(b)) for a, b in zip(cuts, cuts[1:])]
+        cuts, end, total = [0], 0, sum(lengths)
+        for length in lengths[:-1]:
+            end += length
+            if end * self.count >= total * len(cuts):
+                cuts.append(end)
+        return [slice(*ends) for ends in pairwise([*cuts, total])]
 
     def each(self, do, parts: list[slice]):
         """do(part) for each part, together."""
