@@ -110,7 +110,7 @@ class MLflow:
         self.mlflow, self.name, self.unregistered = mlflow, name, ""
         if "MLFLOW_TRACKING_URI" not in os.environ:
             os.chdir(configurator.ROOT)  # mlruns/ is created in the working directory
-            mlflow.set_tracking_uri(f"sqlite:///{configurator.ROOT / 'mlflow.db'}")
+            mlflow.set_tracking_uri("sqlite:///mlflow.db")
         mlflow.end_run()  # left over from an attempt that failed
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "nanoNeoX")
         self.experiment = mlflow.set_experiment(experiment).experiment_id
@@ -219,7 +219,9 @@ class MLflow:
             self.unregistered = f"; not in the model registry: {configurator.first_line(error)}"
 
     def place(self) -> str:
-        uri = self.mlflow.get_tracking_uri()
+        uri = re.sub(r"(?<=:)//[^/]*@", "//", self.mlflow.get_tracking_uri())  # no password
+        if "MLFLOW_TRACKING_URI" not in os.environ:  # a person may be in another folder
+            uri = f"sqlite:///{(configurator.ROOT / 'mlflow.db').as_posix()}"
         see = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
         if uri.startswith("http"):
             see = f"{uri.rstrip('/')}/#/experiments/{self.experiment}/runs/{self.id}"

@@ -117,6 +117,8 @@ def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(
     out, (_, client), before = tmp_path / "run", server, time.time()
     settings = [f"--dataset={dataset}", f"--out_dir={out}", *SHORT, "--lr_schedule=constant"]
     settings += ["--tracker_wait=240", "--mlflow", "--wandb"]
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("//", "//me:secret@"))
     assert in_process(monkeypatch, *settings, "--max_iters=10") == 0
     first = run_id(out, "mlflow"), run_id(out, "wandb")
     assert in_process(monkeypatch, *settings, "--init_from=auto") == 0
@@ -125,7 +127,8 @@ def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(
     said = errors + evaluated.stderr
     assert "mlflow:" not in said and "wandb:" not in said
     tracked = mlflow_has_all(client, out, first[0], dataset, before)
-    url = f"{os.environ['MLFLOW_TRACKING_URI']}/#/experiments/{tracked.info.experiment_id}"
+    url = f"{address}/#/experiments/{tracked.info.experiment_id}"
+    assert "secret" not in printed + said + (out / "mlflow.json").read_text()
     assert printed.count(f"all of {out} is in mlflow, run run: {url}/runs/{first[0]}\n") == 2
     sampled = functools.partial(completed, monkeypatch, capfd)
     mlflow_serves_the_model(client, out, tracked, tmp_path, sampled)
