@@ -21,9 +21,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 from tqdm import tqdm
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from model import Attention, NeoX, NeoXConfig
 from parts import configurator, distributed, hf, memory, plots
@@ -190,6 +191,7 @@ class About(TypedDict):
     versions: dict
     git: dict
     data: dict[str, dict]
+    began: NotRequired[float]  # seconds since 1970
 
 
 class Metrics(TypedDict):
@@ -270,6 +272,7 @@ class Run:
         resumed one drops the metrics after its checkpoint, and renames checkpoints that were passed
         over as damaged. ValueError or OSError says what does not fit."""
         self.tokenizer, self.about = tokenizer, describe(cfg, meta)
+        self.about["began"] = (self.checkpoint or {}).get("began", time.time())
         if self.checkpoint:
             self.restore(optimizers, scaler, cfg)
             self.saved_step = self.checkpoint["step"]
@@ -360,7 +363,7 @@ class Run:
                 )
                 return False
 
-        state |= {"data": self.about["data"], "asked": self.asked}
+        state |= {key: self.about[key] for key in ("data", "began")} | {"asked": self.asked}
         done = self.attempt(name, lambda: save_checkpoint(self.out / name, state, keep))
         if done and name == "ckpt.pt":
             self.saved_step = state["step"]
@@ -371,7 +374,7 @@ class Run:
         for key, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 values[key] = None  # JSON has no infinity
-        self.metrics.append({"step": step, **values})
+        self.metrics.append({"step": step, **values, "time": round(time.time(), 3)})
         append = "metrics.jsonl" not in self.unwritten  # else lines before it are missing
         self.attempt("metrics.jsonl", lambda: self.write_metrics(append))
 
@@ -540,6 +543,7 @@ class Meter:
 
     def reset(self, step: int):
         self.step, self.began, self.loss = step, self.clock.seconds(), 0.0
+        self.now, self.worked = time.perf_counter(), time.process_time()
 
     def add(self, loss: torch.Tensor, norm: torch.Tensor, bad: torch.Tensor):
         self.loss = self.loss + loss
@@ -556,7 +560,11 @@ class Meter:
         self.summary = f"loss {loss:.3f}, {speed:,.0f} tok/s, MFU {mfu:.0%}"
         values = {"loss": loss, "grad_norm": self.norm.item(), "tokens_per_s": speed, "mfu": mfu}
         values["elapsed"] = self.clock.seconds()
+        # Of this process alone. MLflow shows what begins with system/ on a page of its own.
+        load = (time.process_time() - self.worked) / (time.perf_counter() - self.now)
+        values["system/cpu_percent"] = 100 * load  # of one core
+        values["system/memory_gb"] = psutil.Process().memory_info().rss / 2**30
         if self.norm.device.type == "cuda":
-            values["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+            values["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
         self.reset(step)
         return values

@@ -11,14 +11,18 @@ import contextlib
 import html
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import types
+from datetime import datetime, timezone
 from pathlib import Path
 
-from parts import configurator
+from parts import configurator, mlflow_model
 from parts.files import read_json
 
 # --- for train.py and eval.py ---------------------------------------------------------------------
@@ -31,6 +35,8 @@ def start(name: str, out: Path) -> tuple[str, subprocess.Popen]:
     command = [sys.executable, str(script), "follow", f"--run={Path(out).resolve()}"]
     # In a session of its own, since Ctrl-C is for the training alone.
     how = dict(stdin=subprocess.PIPE, text=True, start_new_session=True)
+    # Otherwise W&B would show the load of the process that sends.
+    how["env"] = os.environ | {"WANDB_X_STATS_PID": str(os.getpid())}
     return name, spawn([*command, f"--to={name}"], **how)
 
 
@@ -50,12 +56,15 @@ def finish(trackers: list[tuple[str, subprocess.Popen]], out: Path, how: str, se
             process.wait(max(deadline - time.monotonic(), 0))
         process.kill()  # if it is still there
         failed = process.wait()
-        if read_json(Path(out) / f"{name}.json").get("trouble"):
+        state = read_json(Path(out) / f"{name}.json")
+        if state.get("trouble"):
             continue  # the process itself has told it
         if failed:
             complain(name, out, f"not done {seconds:.1f} s after the training")
         elif how == "stopped":
             complain(name, out, "got the figures of the stopped training, not its files")
+        else:
+            print(f"all of {out} is {state.get('place', f'in {name}')}", flush=True)
 
 
 def send(out: Path, seconds: float = 60):
@@ -79,39 +88,47 @@ def complain(name: str, out: Path, why: str, file=None):
 
 
 # --- the trackers ---------------------------------------------------------------------------------
-# A tracker is made from the run's name, its params, its id there or None, and a temporary folder.
-# It has `id`, log(records), summary(values, step), files(paths, export, step) and close(how).
+# A tracker is made from the run's name, its params, its id there or None, when the training began
+# (seconds since 1970), and a temporary folder. It has `id`, log(records), summary(values, step),
+# files(paths, export, step), place(), which says where the run is now and how to see it, and
+# close(how, ended).
 
 
 class MLflow:
     """A run in the experiment nanoNeoX, or MLFLOW_EXPERIMENT_NAME, stored in mlflow.db in the
     repository, or MLFLOW_TRACKING_URI."""
 
-    def __init__(self, name: str, params: dict, run_id: str | None, temporary: str):
+    def __init__(self, name: str, params: dict, run_id: str | None, began: float, temporary: str):
         """Continue the run run_id or, where there is none, start one. temporary: a folder."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # In seconds. With MLflow's defaults a server that hangs holds it up for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         import mlflow
+        from mlflow.tracking.context.registry import resolve_tags
 
-        self.mlflow = mlflow
+        self.mlflow, self.name, self.unregistered = mlflow, name, ""
         if "MLFLOW_TRACKING_URI" not in os.environ:
             os.chdir(configurator.ROOT)  # mlruns/ is created in the working directory
             mlflow.set_tracking_uri("sqlite:///mlflow.db")
         mlflow.end_run()  # left over from an attempt that failed
-        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "nanoNeoX"))
-        # MLflow would name this process and today's commit.
-        tags = {"mlflow.source.name": "train.py", "mlflow.source.git.commit": params["git.commit"]}
-        try:
-            run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=tags)
-        except mlflow.exceptions.MlflowException as error:
-            if not run_id or error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            run = mlflow.start_run(run_name=name, tags=tags)  # run_id is in another machine's store
-        self.id, self.began = run.info.run_id, run.info.start_time
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "nanoNeoX")
+        self.experiment = mlflow.set_experiment(experiment).experiment_id
         self.client = mlflow.MlflowClient()
-        known = self.client.get_run(self.id).data.params  # which cannot be changed
+        try:
+            run = self.client.get_run(run_id) if run_id else None
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            run = None  # run_id is in another machine's store
+        if not run:
+            # MLflow would name this process, today's commit, and now as the beginning.
+            tags = {"mlflow.source.name": "train.py"}
+            tags = resolve_tags(tags | {"mlflow.source.git.commit": params["git.commit"]})
+            run = self.client.create_run(self.experiment, int(1000 * began), tags, name)
+        self.id, self.began = run.info.run_id, run.info.start_time
+        mlflow.start_run(run_id=self.id)
+        known = run.data.params  # which cannot be changed
         mlflow.log_params({key: value for key, value in params.items() if key not in known})
         self.log_dataset(params["dataset"], params["data.train.sha256"])
         # Only now, because the lock file of its store must be where all processes look for it.
@@ -128,7 +145,7 @@ class MLflow:
         for record in records:
             step, now = record["step"], self.began + int(1000 * record["elapsed"])
             for key, value in record.items():
-                if isinstance(value, (int, float)) and key != "step":
+                if isinstance(value, (int, float)) and key not in ("step", "time"):
                     metrics.append(self.mlflow.entities.Metric(key, value, now, step))
         for begin in range(0, len(metrics), 1000):  # MLflow's limit for one call
             self.client.log_batch(self.id, metrics[begin : begin + 1000], synchronous=True)
@@ -146,60 +163,85 @@ class MLflow:
         """Upload files, and the exported model, which MLflow shows with the metrics of `step`."""
         for path in paths:
             self.client.log_artifact(self.id, path, "checkpoint" if path.suffix == ".pt" else None)
-        if export:
-            folder = Path(tempfile.gettempdir(), "export")
-            folder.mkdir(exist_ok=True)
-            for path in export:
-                shutil.copy(path, folder)
-            text = (configurator.ROOT / "requirements.txt").read_text(encoding="utf-8")
-            needed = "torch numpy tiktoken tokenizers safetensors psutil pydantic tqdm".split()
-            lines = [line for line in text.splitlines() if line.startswith(tuple(needed))]
-            code = ("model.py", "optim.py", "parts")
-            self.mlflow.pyfunc.log_model(
-                name="model",
-                step=step,
-                loader_module="parts.tracking",
-                data_path=str(folder),
-                code_paths=[str(configurator.ROOT / name) for name in code],
-                pip_requirements=[line.split("#")[0].strip() for line in lines],
-            )
+        if export and not self.is_registered(step):
+            self.register(self.log_model(export, step), step)
 
-    def close(self, how: str):
-        self.mlflow.end_run("FINISHED" if how == "finished" else "KILLED")
+    def log_model(self, export: list[Path], step: int) -> str:
+        """Store the exported model as one that MLflow loads and serves. Returns its id."""
+        folder = Path(tempfile.gettempdir(), "export")
+        folder.mkdir(exist_ok=True)
+        for path in export:
+            shutil.copy(path, folder)
+        text = (configurator.ROOT / "requirements.txt").read_text(encoding="utf-8")
+        needed = "torch numpy tiktoken tokenizers safetensors psutil pydantic tqdm".split()
+        lines = [line for line in text.splitlines() if line.startswith(tuple(needed))]
+        code = ("model.py", "optim.py", "parts")
+        contents = dict(
+            loader_module="parts.mlflow_model",
+            data_path=str(folder),
+            code_paths=[str(configurator.ROOT / name) for name in code],
+            pip_requirements=[line.split("#")[0].strip() for line in lines],
+            signature=mlflow_model.signature(),
+            input_example=mlflow_model.EXAMPLE,
+        )
 
+        def save_model(path, **how):
+            self.mlflow.pyfunc.save_model(path, mlflow_model=how["mlflow_model"], **contents)
 
-def _load_pyfunc(folder: str):
-    """What `mlflow.pyfunc.load_model` returns for a run's model: an object whose predict(prompts)
-    completes each prompt by up to 100 tokens.
+        # pyfunc.log_model would load the model to try the example, while the training has its own.
+        flavor = types.SimpleNamespace(save_model=save_model)
+        how = dict(name="model", step=step, validate_serving_input=False)
+        return self.mlflow.models.Model.log(None, flavor, **how).model_id
 
-    MLflow calls the function of this name in the module that `files` gives it, so nothing has to be
-    pickled."""
-    import types
+    def registered_name(self) -> str:
+        return "nanoNeoX-" + re.sub(r"[^\w-]", "-", self.name)
 
-    import numpy as np
+    def is_registered(self, step: int) -> bool:
+        """Whether the registry has a version of this run's model at this step."""
+        with self.registry():
+            found = self.client.search_model_versions(f"name = '{self.registered_name()}'")
+            return any(v.run_id == self.id and v.tags.get("step") == str(step) for v in found)
+        return False
 
-    from parts import hf
-    from parts import tokenizer as tokenization
-    from parts.generate import generate
+    def register(self, model_id: str, step: int):
+        """Make the logged model a version in the registry."""
+        how = dict(await_registration_for=None, tags={"step": str(step)})
+        with self.registry():
+            self.mlflow.register_model(f"models:/{model_id}", self.registered_name(), **how)
 
-    model, tokenizer = hf.from_pretrained(folder).eval(), tokenization.load(folder)
-    start = [] if tokenizer.eot is None else [tokenizer.eot]
+    @contextlib.contextmanager
+    def registry(self):
+        """A store may have none. Then `place` says so, and everything else is sent."""
+        try:
+            yield
+            self.unregistered = ""
+        except self.mlflow.exceptions.MlflowException as error:
+            self.unregistered = f"; not in the model registry: {configurator.first_line(error)}"
 
-    def predict(prompts, params=None):
-        ids = [start + tokenizer.encode(str(prompt)) for prompt in np.asarray(prompts).ravel()]
-        how = dict(temperature=0.2, stop_ids=[tokenizer.eot], seed=0)
-        return [tokenizer.decode(new) for new in generate(model, ids, 100, **how)]
+    def place(self) -> str:
+        uri = re.sub(r"(?<=:)//[^/]*@", "//", self.mlflow.get_tracking_uri())  # no password
+        if "MLFLOW_TRACKING_URI" not in os.environ:  # a person may be in another folder
+            uri = f"sqlite:///{(configurator.ROOT / 'mlflow.db').as_posix()}"
+        see = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        if uri.startswith("http"):
+            see = f"{uri.rstrip('/')}/#/experiments/{self.experiment}/runs/{self.id}"
+        return f"in mlflow, run {self.name}: {see}{self.unregistered}"
 
-    return types.SimpleNamespace(predict=predict)
+    def close(self, how: str, ended: float):
+        status = "FINISHED" if how == "finished" else "KILLED"
+        # mlflow.end_run knows no other time than now.
+        self.client.set_terminated(self.id, status, int(1000 * ended))
 
 
 class WandB:
     """A run in the project nanoNeoX, or WANDB_PROJECT. With WANDB_MODE=offline it is kept in wandb/
     in the repository, or WANDB_DIR."""
 
-    def __init__(self, name: str, params: dict, run_id: str | None, temporary: str):
+    def __init__(self, name: str, params: dict, run_id: str | None, began: float, temporary: str):
         """Continue the run run_id or, where there is none, start one. temporary: a folder."""
         tempfile.tempdir = temporary
+        if "WANDB_X_STATS_PID" not in os.environ:  # of a training that goes on: see `start`
+            os.environ["WANDB_X_DISABLE_STATS"] = "true"
         # For the process that it starts.
         os.environ |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), temporary)
         import wandb
@@ -214,14 +256,22 @@ class WandB:
             config=params,
             allow_val_change=True,
             dir=os.environ.get("WANDB_DIR", configurator.ROOT),
-            settings=wandb.Settings(console="off", silent=True, init_timeout=30),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=30,
+                program="train.py",
+                program_relpath="train.py",
+            ),
         )
-        self.id = self.run.id
+        self.id, self.began = self.run.id, began
         self.run.define_metric("*", step_metric="step")  # its own counter ignores resuming
 
     def log(self, records: list[dict]):
         for record in records:
             record = {key: value for key, value in record.items() if value is not None}
+            if "time" in record:
+                record["_timestamp"] = record.pop("time")
             if "sample" in record:
                 record["sample"] = self.wandb.Html(f"<pre>{html.escape(record['sample'])}</pre>")
             self.run.log(record)
@@ -237,7 +287,19 @@ class WandB:
                 self.run.log({"plot": self.wandb.Image(str(path))})
         self.run.log_artifact(artifact)
 
-    def close(self, how: str):
+    def place(self) -> str:
+        if self.run.offline:
+            folders = f"{shlex.quote(str(Path(self.run.settings.sync_dir).parent))}/offline-run-*"
+            return f"ready for wandb, not sent yet: wandb sync {folders}-{self.id}"
+        url = self.run.url
+        return f"in wandb: {url}" if url else "not in wandb, since WANDB_MODE=disabled"
+
+    def close(self, how: str, ended: float):
+        # W&B takes the moment at which it is told of a run for its start.
+        times = {"training_began": self.began, "training_ended": ended}
+        for key, seconds in times.items():
+            moment = datetime.fromtimestamp(seconds, timezone.utc)
+            self.run.summary[key] = moment.isoformat(timespec="seconds")
         self.run.finish(exit_code=0 if how == "finished" else 1)
 
 

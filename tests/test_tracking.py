@@ -1,6 +1,7 @@
 """Runs tracked by the real MLflow and the real W&B: read back, resumed, and with trackers that fail
 in every way."""
 
+import functools
 import http.server
 import json
 import os
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from datetime import datetime
 
 import pytest
 from conftest import ROOT, TINY, in_process, run
@@ -76,6 +78,10 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def milliseconds(*seconds):
+    return tuple(int(1000 * value) for value in seconds)
+
+
 def curve(out, key):
     return [(m["step"], m[key]) for m in lines(out) if m.get(key) is not None]
 
@@ -108,21 +114,31 @@ def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(
     dataset, tmp_path, server, monkeypatch, capfd
 ):
     pytest.importorskip("wandb")
-    out, (_, client) = tmp_path / "run", server
+    out, (_, client), before = tmp_path / "run", server, time.time()
     settings = [f"--dataset={dataset}", f"--out_dir={out}", *SHORT, "--lr_schedule=constant"]
     settings += ["--tracker_wait=240", "--mlflow", "--wandb"]
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("//", "//me:secret@"))
     assert in_process(monkeypatch, *settings, "--max_iters=10") == 0
     first = run_id(out, "mlflow"), run_id(out, "wandb")
     assert in_process(monkeypatch, *settings, "--init_from=auto") == 0
     evaluated = run("eval.py", f"--ckpt={out}", f"--dataset={dataset}", "--tasks=loss")
-    said = capfd.readouterr().err + evaluated.stderr
+    printed, errors = capfd.readouterr()
+    said = errors + evaluated.stderr
     assert "mlflow:" not in said and "wandb:" not in said
-    tracked = mlflow_has_all(client, out, first[0], dataset)
-    mlflow_serves_the_model(client, out, tracked, tmp_path)
+    tracked = mlflow_has_all(client, out, first[0], dataset, before)
+    url = f"{address}/#/experiments/{tracked.info.experiment_id}"
+    assert "secret" not in printed + said + (out / "mlflow.json").read_text()
+    assert printed.count(f"all of {out} is in mlflow, run run: {url}/runs/{first[0]}\n") == 2
+    sampled = functools.partial(completed, monkeypatch, capfd)
+    mlflow_serves_the_model(client, out, tracked, tmp_path, sampled)
     wandb_has_all(out, first[1], tmp_path / "wandb")
+    sync = f"wandb sync {tmp_path}/wandb/offline-run-*-{first[1]}\n"
+    assert printed.count(f"all of {out} is ready for wandb, not sent yet: {sync}") == 2
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*-{first[1]}"))) == 3
 
 
-def mlflow_has_all(client, out, first, dataset):
+def mlflow_has_all(client, out, first, dataset, before):
     (tracked,) = client.search_runs([client.get_experiment_by_name("nanoNeoX").experiment_id])
     info, params, tags = tracked.info, tracked.data.params, tracked.data.tags
     assert (info.run_id, info.status, info.run_name) == (first, "FINISHED", "run")
@@ -132,12 +148,18 @@ def mlflow_has_all(client, out, first, dataset):
     made_by = [tags[f"mlflow.source.{key}"] for key in ("name", "git.commit")]
     assert made_by == ["train.py", params["git.commit"]]
     assert [i.dataset.name for i in tracked.inputs.dataset_inputs] == [dataset.name]
+    began = json.loads((out / "run.json").read_text())["began"]
+    assert (info.start_time, info.end_time) == milliseconds(began, lines(out)[-1]["time"])
+    assert before < began < lines(out)[0]["time"] < lines(out)[-1]["time"]
     keys = "loss val_loss bits_per_byte lr grad_norm tokens tokens_per_s mfu loss_scale".split()
+    keys += ["system/memory_gb", "system/cpu_percent"]
     for key in keys:
         history = client.get_metric_history(first, key)
         assert [(m.step, m.value) for m in history] == curve(out, key), key
     elapsed = [int(1000 * seconds) for _, seconds in curve(out, "elapsed")]
     assert [m.timestamp - info.start_time for m in history] == elapsed
+    assert 0.05 < tracked.data.metrics["system/memory_gb"] < 50
+    assert 1 < tracked.data.metrics["system/cpu_percent"] < 100 * os.cpu_count() + 50
     evaluation = json.loads((out / "eval.json").read_text())
     assert tracked.data.metrics["eval_loss"] == evaluation["loss"]
     folders = ("", "checkpoint", "samples")
@@ -147,29 +169,78 @@ def mlflow_has_all(client, out, first, dataset):
     return tracked
 
 
-def mlflow_serves_the_model(client, out, tracked, tmp_path):
-    """It has its figures, no pickle, and completes prompts where nothing of the repository is."""
+def mlflow_serves_the_model(client, out, tracked, tmp_path, sampled):
+    """It has its figures, no pickle, a version for each end of the training, and completes prompts
+    as sample.py does where nothing of the repository is."""
     import mlflow
 
     experiments = [tracked.info.experiment_id]
-    (model, *_) = mlflow.search_logged_models(experiment_ids=experiments, output_format="list")
-    figures = {metric.key: metric.value for metric in model.metrics}
+    models = mlflow.search_logged_models(experiment_ids=experiments, output_format="list")
+    figures = {metric.key: metric.value for metric in models[0].metrics}
     assert figures["val_loss"] == curve(out, "val_loss")[-1][1]
     assert figures["eval_loss"] == tracked.data.metrics["eval_loss"]
-    assert mlflow.register_model(model.model_uri, "tiny").version == "1"
     files = {file.name for file in (tmp_path / "artifacts").rglob("*") if file.is_file()}
     assert "model.safetensors" in files and not any(name.endswith(".pkl") for name in files)
-    model = "mlflow.pyfunc.load_model('models:/tiny/1')"
-    load = f"import mlflow; print({model}.predict(['def f(', 'class '])) "
+    os.utime(out / "model.safetensors")
+    assert "is in mlflow" in run("tools/track.py", f"--run={out}", "--to=mlflow").stdout
+    versions = client.search_model_versions("name = 'nanoNeoX-run'")
+    made = sorted((v.version, v.tags["step"], v.run_id) for v in versions)
+    assert made == [("1", "10", tracked.info.run_id), ("2", "20", tracked.info.run_id)]
+
+    how = dict(max_new_tokens=30, temperature=0.9, top_k=40, top_p=0.9, repetition_penalty=1.1)
+    how |= dict(seed=7, stop=["\n\n"])
+    texts, default, signed, errors = asked_of_mlflow("models:/nanoNeoX-run/2", how, tmp_path)
+    args = [f"--{key}={value}" for key, value in how.items() if key != "stop"]
+    args += ["--stop=\\n\\n"]
+    assert texts == [sampled(out, prompt, *args) for prompt in PROMPTS]
+    assert default == [sampled(out, PROMPTS[0])] != texts[:1]
+    assert signed[0] == "[string (required)]" and signed[1] == ["def fibonacci(n):"]
+    assert "Failed to validate type" in errors[0] and "top_p must be from" in errors[1]
+    assert "would fit" in errors[2]
+
+
+PROMPTS = ("import o", "class Stack:\n    def push(self, item):\n        ret", "x = ")
+
+
+def asked_of_mlflow(uri, how, cwd):
+    """What a model that MLflow has loaded says: texts, texts without params, its signature and
+    example, the errors of wrong params."""
+    wrong = [{"temperature": "hot"}, {"top_p": 2.0}, {"max_new_tokens": 2**31 - 1}]
+    code = f"""
+import json, mlflow, numpy, psutil
+model = mlflow.pyfunc.load_model({uri!r})
+texts = model.predict({list(PROMPTS)!r}, params={how!r})
+default = model.predict({PROMPTS[0]!r})
+errors, memory = [], psutil.virtual_memory()
+psutil.virtual_memory = lambda: memory._replace(available=2**30)
+for params in {wrong!r}:
+    try:
+        model.predict({PROMPTS[0]!r}, params=params)
+    except mlflow.exceptions.MlflowException as error:
+        errors.append(str(error))
+signed = [repr(model.metadata.signature.inputs), model.input_example]
+print(json.dumps([texts, default, signed, errors], default=list))
+"""
     done = subprocess.run(
-        [sys.executable, "-c", load],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        cwd=cwd,
+        env=os.environ | {"TMPDIR": str(cwd)},
     )
-    texts = done.stdout.count("', ") + done.stdout.count('", ')
-    assert done.stdout.startswith("[") and texts >= 1, done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def completed(monkeypatch, capfd, out, prompt, *args):
+    """What `python sample.py args` adds to a prompt, run in this process, which has torch."""
+    import sample
+
+    monkeypatch.setattr(sys, "argv", ["sample.py", f"--ckpt={out}", f"--prompt={prompt}", *args])
+    sample.main()
+    printed = capfd.readouterr().out
+    assert printed.startswith(prompt)
+    return printed[len(prompt) : -1]
 
 
 def wandb_has_all(out, first, folder):
@@ -184,7 +255,18 @@ def wandb_has_all(out, first, folder):
         for record in records
         if record.HasField("history")
     ]
-    for key in ("loss", "val_loss", "bits_per_byte", "lr", "grad_norm"):
+    (made_by, *_) = [record.environment for record in records if record.HasField("environment")]
+    assert made_by.program == made_by.code_path == "train.py"
+    times = [json.loads(row["_timestamp"]) for row in history if "loss" in row]
+    assert times == [line["time"] for line in lines(out) if "loss" in line]
+    summary = [
+        {item.key: json.loads(item.value_json) for item in record.summary.update}
+        for record in records
+        if record.HasField("summary")
+    ]
+    (ended, *_) = [one["training_ended"] for one in summary[::-1] if "training_ended" in one]
+    assert datetime.fromisoformat(ended).timestamp() == int(lines(out)[-1]["time"])
+    for key in ("loss", "val_loss", "bits_per_byte", "lr", "grad_norm", "system/memory_gb"):
         got = [(json.loads(row["step"]), json.loads(row[key])) for row in history if key in row]
         assert got == [(step, pytest.approx(value)) for step, value in curve(out, key)], key
     assert any("sample" in row for row in history) and any("plot" in row for row in history)
@@ -268,15 +350,21 @@ def test_trackers_that_are_down_refuse_or_hang_cost_a_run_nothing(
 
     # What was down has come up: the run is sent now.
     out = tmp_path / "down"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'later.db'}")
+    store = f"sqlite:///{tmp_path / 'later.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "nowhere://")
     (out / "eval.json").write_text('{"mine_pass@1": 0.25}')
     sent = run("tools/track.py", f"--run={out}", "--to=mlflow", cwd=tmp_path)
-    assert "is in mlflow" in sent.stdout
+    told = f"is in mlflow, run down: mlflow ui --backend-store-uri {store}; not in the model reg"
+    assert told in sent.stdout
     with sqlite3.connect(tmp_path / "later.db") as store:
         rows = store.execute("SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step")
         assert rows.fetchall() == curve(out, "loss")
         rows = store.execute("SELECT value FROM metrics WHERE key = 'eval_mine_pass_at_1'")
         assert rows.fetchall() == [(0.25,)]
+        ((began, ended),) = store.execute("SELECT start_time, end_time FROM runs").fetchall()
+        about = json.loads((out / "run.json").read_text())
+        assert (began, ended) == milliseconds(about["began"], lines(out)[-1]["time"])
     done = run("tools/track.py", f"--run={tmp_path}", ok=False)
     assert done.returncode == 2 and "is not a run's folder" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -298,6 +386,16 @@ def test_without_the_package_the_run_goes_on_and_is_told_how_to_install_it(
     (line,) = [line for line in errors.splitlines() if line.startswith(f"{tracker}: ")]
     assert "pip install -r requirements-track.txt" in line and words in line
     assert f"python tools/track.py --to={tracker} --run={out}" in line
+
+
+def test_the_model_in_mlflow_has_the_defaults_of_sample_py():
+    import sample
+    from parts.mlflow_model import PARAMS
+
+    settings = vars(sample.Settings) | {"stop": list(sample.Settings.stop)}
+    assert {key: default for key, (default, *_) in PARAMS.items()} == {
+        key: settings[key] for key in PARAMS
+    }
 
 
 def test_how_train_py_starts_it_is_no_setting():

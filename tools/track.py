@@ -23,7 +23,7 @@ import time
 from typing_extensions import NotRequired, TypedDict
 
 from parts import configurator
-from parts.files import load_json, parse_json, read_json, write_json
+from parts.files import load_json, parse_json, read_json, read_lines, write_json
 from parts.tracking import TRACKERS, complain, finite_numbers
 
 FILES = ("run.json", "metrics.jsonl", "eval.json", "loss.png", "scores.png", "ckpt.pt")
@@ -42,12 +42,14 @@ class About(TypedDict):
     git: dict
     versions: dict
     data: dict[str, dict]
+    began: NotRequired[float]
 
 
 class Line(TypedDict):
     """A line of metrics.jsonl."""
 
     step: int
+    time: NotRequired[float]
     elapsed: NotRequired[float]
     sample: NotRequired[str]
 
@@ -56,6 +58,7 @@ class State(TypedDict, total=False):
     """What <tracker>.json says."""
 
     id: str  # of the run there
+    place: str  # where that is, and how to see it
     sent: dict[str, int]  # the last step of each kind of line
     files: dict[str, float]  # when each was changed
     trouble: str
@@ -67,7 +70,7 @@ class Follower:
     def __init__(self, out: Path, name: str, about: dict):
         """about: what run.json says."""
         self.out, self.name, self.file = out, name, out / f"{name}.json"
-        self.params = parameters(about)
+        self.about, self.params = about, parameters(about)
         self.tracker, self.state = None, read_json(self.file)
         self.errors, self.how, self.ended = sys.stderr, "finished", threading.Event()
         self.telling = threading.Lock()  # a trouble is told and kept, so that nobody tells it again
@@ -115,7 +118,8 @@ class Follower:
             if last and self.how != "stopped":
                 self.send_files()
             if last:
-                self.tracker.close(self.how)
+                self.state["place"] = self.tracker.place()
+                self.tracker.close(self.how, times(self.out, self.about)[1])
             self.state.pop("trouble", None)
         except (Exception, SystemExit) as error:  # trackers raise anything
             why = f"{type(error).__name__}: {error}"
@@ -130,8 +134,9 @@ class Follower:
         return "trouble" not in self.state
 
     def connect(self):
-        known, temporary = self.state.get("id"), self.temporary.name
-        self.tracker = TRACKERS[self.name](self.out.name, self.params, known, temporary)
+        known, (began, _) = self.state.get("id"), times(self.out, self.about)
+        how = (self.params, known, began, self.temporary.name)
+        self.tracker = TRACKERS[self.name](self.out.name, *how)
         if self.tracker.id != known:
             self.state = {"id": self.tracker.id}  # a new run, which holds nothing yet
 
@@ -175,6 +180,16 @@ def parameters(about: dict) -> dict:
     for split, values in about["data"].items():
         params |= {f"data.{split}.{key}": value for key, value in values.items()}
     return params
+
+
+def times(out: Path, about: dict) -> tuple[float, float]:
+    """When the training in a folder began and when it wrote its last line, in seconds since 1970.
+    The files of older versions do not say it."""
+    file = out / "metrics.jsonl"
+    written, lines = file.stat().st_mtime, read_lines(file, Line)[0]
+    ended = lines[-1].get("time", written) if lines else written
+    elapsed = max((line.get("elapsed", 0) for line in lines), default=0)
+    return about.get("began", ended - elapsed), ended
 
 
 def new_records(file: Path, sent: dict[str, int]) -> list[dict]:
@@ -228,7 +243,7 @@ def main():
         say("interrupted")
         follower.leave(130)
     if done and not following:
-        print(f"all of {out} is in {cfg.to}, run {follower.state['id']}", flush=True)
+        print(f"all of {out} is {follower.state['place']}", flush=True)
     follower.leave(0 if done else 1)
 
 
