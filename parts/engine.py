@@ -102,7 +102,7 @@ class Row:
         penalties = ask.repetition_penalty != 1, ask.presence_penalty, ask.frequency_penalty
         self.drawn = ask.temperature > 0 or any(penalties)  # not simply the likeliest token
         self.lookup = Lookup(self.tokens)
-        self.guesses, self.luck = 2, 0.8  # how many tokens to guess, and how many of them are right
+        self.guesses = 2  # how many tokens to guess; more after good ones
         self.began = 0.0
 
     @property
@@ -280,11 +280,10 @@ class Engine:
     def step(self):
         """Read what is new in each row, with a guess at what comes next, and write what follows."""
         feeds, rows = [], self.rows
+        # While reading the weights takes most of a step's time, a guess costs a sixth of a token;
+        # beside many rows it costs a half, and gains nothing.
+        most = MOST_GUESSED // len(rows) ** 2
         for row in rows:
-            # While the weights take most of a step's time a guess costs a sixth of a token, beside
-            # many rows a half.
-            many = len(rows) > 2
-            most = (4 if row.luck > 0.6 else 0) if many else MOST_GUESSED // len(rows)
             unread = row.unread(self.block_size)
             room = self.block_size - row.cached - len(unread)
             left = row.ask.max_new_tokens - row.written - 1
@@ -345,7 +344,6 @@ class Engine:
         row.job.first = row.job.first or time.monotonic()
         row.cached += right
         row.guesses = min(2 * row.guesses, MOST_GUESSED) if right == len(guess) else right + 1
-        row.luck += 0.2 * (right / len(guess) - row.luck) if guess else 0.01 * (0.8 - row.luck)
         self.counts["written"] += position + 1
         self.counts["guessed"] += len(guess)
         self.counts["right"] += right
