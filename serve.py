@@ -500,13 +500,17 @@ class Log:
 class Gate:
     """Who may ask."""
 
-    def __init__(self, app, cfg):
-        self.app, self.cfg = app, cfg
+    def __init__(self, app, cfg, refuse):
+        self.app, self.cfg, self.refuse = app, cfg, refuse
 
     async def __call__(self, scope, receive, send):
+        app = self.app
         if scope["type"] == "http":
-            self.check(Request(scope))
-        await self.app(scope, receive, send)
+            try:
+                self.check(request := Request(scope))
+            except Refused as refused:  # Starlette handles only what comes from further inside
+                app = self.refuse(request, refused)
+        await app(scope, receive, send)
 
     def check(self, request: Request):
         """Refused where a request may not be answered."""
@@ -602,7 +606,7 @@ def app(service: Service) -> Log:
         Route("/infill", service.infill, methods=["POST"]),
     ]
     inner = Starlette(routes=routes, exception_handlers=handlers | {Exception: failed})
-    inner.add_middleware(Gate, cfg=service.cfg)
+    inner.add_middleware(Gate, cfg=service.cfg, refuse=refuse)
     if origins := service.cfg.allow_origin:
         inner.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=["*"])
     return Log(inner, service, {route.path for route in routes})
