@@ -102,7 +102,7 @@ def open_split(dataset: str, folder: Path, tokenizer) -> tuple[np.ndarray, dict]
             raise ValueError(f"{folder} does not say what it was trained on; give --dataset=NAME")
     data = Dataset(dataset)
     data, meta, tokens = data.folder, data.meta, np.array(data.val)
-    if (data / "tokenizer.json").read_bytes() != (folder / "tokenizer.json").read_bytes():
+    if not tokenizer.has_ids_of(load_json(data / "tokenizer.json")):
         tokens = translate(tokens, tokenization.load(data), tokenizer)
     return tokens, meta
 

@@ -43,7 +43,7 @@ from parts.tokenizer import Tokenizer
 # set aside for a new run.
 RUN_FILES = """ckpt.pt ckpt.*.pt best.pt damaged.pt damaged.*.pt run.json metrics.jsonl loss.png
     scores.png eval.json eval.*.json trace.json trace.*.json tokenizer.json tokenizer_config.json
-    config.json model.safetensors mlflow.json wandb.json lock""".split()
+    config.json generation_config.json model.safetensors mlflow.json wandb.json lock""".split()
 
 # --- models to use --------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ def model_from_elsewhere(cfg, dataset: Dataset, tokenizer: Tokenizer) -> NeoX:
     file = folder / "tokenizer.json"
     if not file.is_file():
         print(f"{file} does not exist; whether the data set's tokens fit the model is unknown")
-    elif load_json(file) != tokenizer.data:
+    elif not tokenizer.has_ids_of(load_json(file)):
         raise ValueError(
             f"data set {cfg.dataset} has other tokens than the model in {folder}; prepare it with "
             f"--tokenizer={folder}"
@@ -239,7 +239,7 @@ class Run:
                 raise ValueError(
                     f"{key}={value} does not fit the run in {self.out}, which began with {began[0]}"
                 )
-        if load_json(self.out / "tokenizer.json") != tokenizer.data:
+        if not tokenizer.has_ids_of(load_json(self.out / "tokenizer.json")):
             raise ValueError(
                 f"the run in {self.out} was trained with another tokenizer than data set "
                 f"{cfg.dataset} has now"
@@ -403,10 +403,13 @@ class Run:
         """Write the model as Hugging Face has it, where Hugging Face has it."""
 
         def write():
+            tok = self.tokenizer
             try:
-                hf.save_pretrained(model, self.out, eot=self.tokenizer.eot, dataset=dataset)
+                special = tok.special.values()
+                hf.save_pretrained(model, self.out, tok.eot, special, dataset=dataset)
             except ValueError as error:
-                print(f"not exported: {error}")
+                return print(f"not exported: {error}")
+            tok.save(self.out, model.config.block_size)
 
         self.exported = self.attempt("the exported model", write)
 
