@@ -56,7 +56,7 @@ def main():
     configurator.require(cfg, source=["local", "the-stack"])
     total = None
     if cfg.file:
-        source, documents = cfg.file, sources.file_documents(cfg.file)
+        source, documents = cfg.file, sources.file_documents(cfg.file, cfg.column)
     elif cfg.source != "local" and not cfg.path:
         source, documents = THE_STACK["path"], sources.hub_documents(**THE_STACK)
     else:

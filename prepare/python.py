@@ -67,7 +67,7 @@ def main():
     configurator.require(cfg, source=["local", *HUB])
     total = None
     if cfg.file:
-        source, documents = cfg.file, sources.file_documents(cfg.file)
+        source, documents = cfg.file, sources.file_documents(cfg.file, cfg.column)
     elif cfg.path:
         source = cfg.path
         documents, total = sources.local_documents([cfg.path], ".py", cfg)
