@@ -431,10 +431,11 @@ def build(
     total: int | None = None,
     unit: str = "repository or package",
     command: str = "",
+    language: str = "",
 ):
     """Make data/<cfg.out> from documents. source: what meta.json says about their origin; total:
     their bytes, if known, for the progress bar; unit: what their groups are; command: what to run
-    next, if that is not a training from scratch."""
+    next, if that is not a training from scratch; language: python, go or, of other text, empty."""
     benchmark = None
     most = {"fim_rate": 1, "val_fraction": 0.5}
     require(cfg, ["val_fraction"], most, pattern=sorted(tokenization.PATTERNS))
@@ -467,7 +468,8 @@ def build(
         with mistakes():
             tok.save(folder)
         encoded = encode_spool(folder, spool, is_val, cfg)
-        about = {"source": source, "split_by": split_by, **report, "arguments": vars(cfg)}
+        about = {"source": source, "language": language, "split_by": split_by}
+        about |= {**report, "arguments": vars(cfg)}
         meta = write_dataset(folder, tok, encoded, about)
         spool.path.unlink()
     print_report(meta, cfg.out, command)

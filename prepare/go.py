@@ -62,7 +62,7 @@ def main():
     else:
         source, folder = cfg.path or "Go's library", cfg.path or go_library()
         documents, total = sources.local_documents([folder], ".go", cfg)
-    corpus.build(cfg, documents, source, total)
+    corpus.build(cfg, documents, source, total, language="go")
 
 
 if __name__ == "__main__":

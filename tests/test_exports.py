@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from conftest import ROOT, TINY, in_process, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from parts import card as cards
+from parts import device as devices
 from parts import runs
 from parts import tokenizer as tokenization
 from parts.generate import generate, read_prompt
@@ -206,3 +209,80 @@ def one_after_the_other(function, items, start=None, args=(), workers=None):
     if start:
         start(*args)
     yield from map(function, items)
+
+
+# --- the card -------------------------------------------------------------------------------------
+
+
+def front_matter(folder):
+    import yaml
+
+    return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+
+
+def test_the_card_says_what_the_model_is_and_a_persons_own_stays(
+    trained, dataset, tmp_path, monkeypatch, capsys
+):
+    from huggingface_hub import ModelCard
+
+    import eval
+
+    out, card = shutil.copytree(trained, tmp_path / "run"), tmp_path / "run/README.md"
+    about, text = front_matter(out), card.read_text()
+    assert about["library_name"] == "transformers" and about["pipeline_tag"] == "text-generation"
+    assert about["license"] == "other" and about["tags"] == [
+        "nanoneox",
+        "gpt_neox",
+        "code",
+        "python",
+    ]
+    ModelCard.load(card).data.to_dict()
+    meta = json.loads((dataset / "meta.json").read_text())
+    size = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(out).parameters())
+    for told in (
+        f"{meta['train']['tokens']:,} tokens",
+        f"{size / 1e6:.2f} million",
+        "| steps | 60 |",
+    ):
+        assert told in text
+    assert str(dataset.parent) not in text and "fim_prefix" not in text  # it has not learnt that
+    assert "bits_per_byte" not in text
+    monkeypatch.setattr(eval.tracking, "send", lambda folder: None)
+    monkeypatch.setattr(devices, "matmul_peak", lambda *_: 1e12)
+    monkeypatch.setattr(sys, "argv", ["eval.py", f"--ckpt={out}", "--tasks=loss", "--device=cpu"])
+    eval.main()
+    report = json.loads((out / "eval.json").read_text())
+    assert f"| bits_per_byte | {report['bits_per_byte']:.4g} |" in card.read_text()
+
+    resume = (*TINY, f"--dataset={dataset}", f"--out_dir={out}", "--init_from=resume")
+    assert in_process(monkeypatch, *resume, "--max_iters=61") == 0
+    text = card.read_text()  # eval.json is about other weights now
+    assert "| steps | 61 |" in text and "bits_per_byte" not in text
+    for mine in (text.replace("61", "sixty-one"), "# My model\n"):
+        card.write_text(mine)
+        assert not cards.write(out) and card.read_text() == mine
+    # Beside a README of one's own no new run begins, nor is the old one set aside.
+    begin = (*TINY, f"--dataset={dataset}", "--max_iters=1")
+    assert in_process(monkeypatch, *begin, f"--out_dir={out}") == 2
+    assert "README.md, which no run writes" in capsys.readouterr().err
+    card.write_text(text)
+    runs.refuse_foreign_files(out)  # ours is in no one's way
+    tuned = tmp_path / "tuned"
+    assert in_process(monkeypatch, *begin, f"--init_from={trained}", f"--out_dir={tuned}") == 0
+    assert f"fine-tuned from {trained.name} " in (tuned / "README.md").read_text()
+
+
+def test_git_and_the_hub_are_told_to_leave_out_all_but_the_model(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "wandb.json").write_text("{}")
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    subprocess.run(["git", "-C", folder, "add", "."], check=True)
+    kept = subprocess.run(["git", "-C", folder, "ls-files"], capture_output=True, text=True)
+    assert set(kept.stdout.split()) == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }

@@ -79,6 +79,8 @@ def test_a_run_learns_and_leaves_what_it_promises(trained):
         "loss.png",
         "config.json",
         "generation_config.json",
+        "README.md",
+        ".gitignore",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
