@@ -11,6 +11,7 @@ from pathlib import Path
 
 from parts.configurator import locate
 from parts.files import load_json, read_json, read_lines, write_text
+from parts.hf import FAMILIES
 from parts.tokenizer import ENDOFTEXT, FIM
 from parts.tokenizer import load as load_tokenizer
 
@@ -91,13 +92,13 @@ def card(folder: Path) -> str:
         about["base_model"] = base.partition("@")[0]
     trained = f"fine-tuned from {base}" if base else "trained from scratch"
     what = f"{language.title()} code" if language else "text"
-    name = folder.name
+    name, family = folder.name, FAMILIES[config["model_type"]].name
     parts = [
         "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in about.items()) + "---",
         f"# {name}",
-        f"A {config['model_type']} model of {parameters(folder) / 1e6:.2f} million parameters, "
-        f"{trained} with nanoNeoX on {what}. What it writes may be wrong, unsafe, or copied from "
-        "its training data: read it before you run or publish it.",
+        f"A {family} model of {parameters(folder) / 1e6:.2f} million parameters, {trained} with "
+        f"nanoNeoX on {what}. What it writes may be wrong, unsafe, or copied from its training "
+        "data: read it before you run or publish it.",
         "## Data",
         data_text(Path(settings["dataset"]).name, data, origin),
         "## Training",
@@ -145,13 +146,14 @@ def parameters(folder: Path) -> int:
 
 def data_text(dataset: str, data: dict, origin: dict) -> str:
     source = origin.get("source") or "not recorded"
-    text = f"Data set `{dataset}`; source: {source}."
+    text = f"Data set `{dataset}`; source: {source}.\n"
     for split, n in data.items():
         size = f", {n['bytes'] / 1e6:,.1f} MB" if "bytes" in n else ""
         learnt = f", {n['learnt']:,} of them learnt" if "learnt" in n else ""
-        text += f"\n\n- {split}: {n['tokens']:,} tokens{learnt}{size}"
+        text += f"\n- {split}: {n['tokens']:,} tokens{learnt}{size}"
     licences = list((origin.get("licences") or {}).items())
-    listed = ", ".join(f"{name} ({count:,})" for name, count in licences[:MOST_LICENCES])
+    names = [(name.replace("License :: OSI Approved :: ", ""), count) for name, count in licences]
+    listed = ", ".join(f"{name} ({count:,})" for name, count in names[:MOST_LICENCES])
     more = f", and {len(licences) - MOST_LICENCES} more" if len(licences) > MOST_LICENCES else ""
     return f"{text}\n- licences, with their number of documents: {listed or 'not recorded'}{more}"
 
@@ -168,7 +170,10 @@ def progress(lines: list[dict]) -> dict:
 def scores(folder: Path, lines: list[dict]) -> dict:
     """The last validation loss, and the numbers of eval.json if that is about these weights."""
     last = {key: value for line in lines for key, value in line.items()}
-    found = {"validation loss, estimated in training": last.get("val_loss")}
+    found = {
+        "validation loss, estimated in training": last.get("val_loss"),
+        "bits per byte, estimated in training": last.get("bits_per_byte"),
+    }
     report, weights = read_json(folder / "eval.json"), folder / "model.safetensors"
     newest = max(file.stat().st_mtime for file in (weights, *folder.glob("ckpt.pt")))
     same = not str(report.get("arguments", {}).get("ckpt", "")).endswith(".pt")
@@ -193,8 +198,11 @@ def usage(name: str, tokenizer, fills: bool) -> str:
 from transformers import pipeline
 
 write = pipeline("text-generation", model="USER/{name}")
-print(write("def fibonacci(n):", do_sample=False, max_new_tokens=64)[0]["generated_text"])
+how = dict(do_sample=False, max_new_tokens=64, clean_up_tokenization_spaces=False)
+print(write("def fibonacci(n):", **how)[0]["generated_text"])
 ```
+
+Before version 5, transformers wrote ` .` as `.` without the last of these settings.
 
 """
     if tokenizer.eot is None:

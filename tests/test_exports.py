@@ -29,7 +29,7 @@ def real_prompts(folder, dataset, count):
     """Beginnings of held-out code, of different lengths, that healing leaves as they are: the
     greedy model chooses the token again that healing takes off."""
     model, tok = runs.load_model(folder).eval(), tokenization.load(folder)
-    text = tok.decode(np.fromfile(dataset / "val.bin", "<u2").tolist())
+    text = tokenization.load(dataset).decode(np.fromfile(dataset / "val.bin", "<u2").tolist())
     text = text.replace("<|endoftext|>", "")
     texts = [text[n * 61 : n * 61 + 20 + 7 * (n % 13)] for n in range(300)]
     pairs = [(p, read_prompt(tok, p)) for p in texts]
