@@ -38,7 +38,7 @@ import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
 import tasks
-from parts import configurator, plots, runs, tracking
+from parts import card, configurator, plots, runs, tracking
 from parts import device as devices
 from parts import tokenizer as tokenization
 from parts.data import Dataset
@@ -102,7 +102,7 @@ def open_split(dataset: str, folder: Path, tokenizer) -> tuple[np.ndarray, dict]
             raise ValueError(f"{folder} does not say what it was trained on; give --dataset=NAME")
     data = Dataset(dataset)
     data, meta, tokens = data.folder, data.meta, np.array(data.val)
-    if (data / "tokenizer.json").read_bytes() != (folder / "tokenizer.json").read_bytes():
+    if not tokenizer.has_ids_of(load_json(data / "tokenizer.json")):
         tokens = translate(tokens, tokenization.load(data), tokenizer)
     return tokens, meta
 
@@ -139,6 +139,8 @@ def save(report: dict, cfg, folder: Path):
         aside = file.rename(unused(folder / "eval", ".json"))
         print(f"the evaluation that was in {file} is now {aside}")
     write_json(file, report | {"arguments": vars(cfg)})
+    if all((folder / name).is_file() for name in ("run.json", "model.safetensors")):
+        card.write(folder)
 
 
 def read_report(folder: Path) -> dict:

@@ -5,7 +5,7 @@ each module of model.py."""
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -124,14 +124,17 @@ def from_pretrained(name: str | Path) -> NeoX:
     return model
 
 
-def save_pretrained(model: NeoX, folder: str | Path, eot: int | None = None, **extra):
+def save_pretrained(
+    model: NeoX, folder: str | Path, eot: int | None = None, special: Iterable[int] = (), **extra
+):
     """Write config.json and model.safetensors as Hugging Face's GPT-NeoX, GPT-2 or Phi has them,
     each moved into place when whole: the family that computes exactly what the model does. With the
     tokenizer's files beside them, transformers' AutoModelForCausalLM and AutoTokenizer load the
     folder.
 
-    eot: id of the end-of-text token. extra: further keys for config.json, which other readers
-    ignore. ValueError says why no family has such a model."""
+    eot: id of the end-of-text token. special: ids of all special tokens; in transformers too, a
+    completion ends with the first of them. extra: further keys for config.json, which other
+    readers ignore. ValueError says why no family has such a model."""
     from safetensors.torch import save
 
     try:
@@ -152,6 +155,11 @@ def save_pretrained(model: NeoX, folder: str | Path, eot: int | None = None, **e
     data = save(state, metadata=sealed)
     write_whole(folder / "model.safetensors", lambda temporary: temporary.write_bytes(data))
     write_json(folder / "config.json", raw)
+    if eot is not None:
+        ends = sorted({eot, *special})
+        ends = ends if len(ends) > 1 else eot
+        roles = {"bos_token_id": eot, "eos_token_id": ends, "pad_token_id": eot}
+        write_json(folder / "generation_config.json", roles)
 
 
 def refuse_what_was_changed(model: NeoX, kind: str):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from typing_extensions import NotRequired, TypedDict
 
 from model import Attention, NeoX, NeoXConfig
-from parts import configurator, distributed, hf, memory, plots
+from parts import card, configurator, distributed, hf, memory, plots
 from parts import tokenizer as tokenization
 from parts.checkpoints import (
     checkpoints,
@@ -37,14 +37,15 @@ from parts.checkpoints import (
     save_checkpoint,
 )
 from parts.data import Dataset
-from parts.files import Lock, load_json, read_lines, unused, write_json, write_text
+from parts.files import Lock, load_json, read_json, read_lines, unused, write_json, write_text
 from parts.tokenizer import Tokenizer
 
 # Every file that a run writes, and what only tracks it. A folder that holds anything else is not
 # set aside for a new run.
 RUN_FILES = """ckpt.pt ckpt.*.pt best.pt damaged.pt damaged.*.pt run.json metrics.jsonl loss.png
     scores.png eval.json eval.*.json trace.json trace.*.json tokenizer.json tokenizer_config.json
-    config.json model.safetensors mlflow.json wandb.json lock""".split()
+    config.json generation_config.json model.safetensors README.md .gitignore mlflow.json wandb.json
+    lock""".split()
 
 # --- models to use --------------------------------------------------------------------------------
 
@@ -154,7 +155,7 @@ def model_from_elsewhere(cfg, dataset: Dataset, tokenizer: Tokenizer) -> NeoX:
     file = folder / "tokenizer.json"
     if not file.is_file():
         print(f"{file} does not exist; whether the data set's tokens fit the model is unknown")
-    elif load_json(file) != tokenizer.data:
+    elif not tokenizer.has_ids_of(load_json(file)):
         raise ValueError(
             f"data set {cfg.dataset} has other tokens than the model in {folder}; prepare it with "
             f"--tokenizer={folder}"
@@ -241,7 +242,7 @@ class Run:
                 raise ValueError(
                     f"{key}={value} does not fit the run in {self.out}, which began with {began[0]}"
                 )
-        if load_json(self.out / "tokenizer.json") != tokenizer.data:
+        if not tokenizer.has_ids_of(load_json(self.out / "tokenizer.json")):
             raise ValueError(
                 f"the run in {self.out} was trained with another tokenizer than data set "
                 f"{cfg.dataset} has now"
@@ -273,6 +274,8 @@ class Run:
         over as damaged. ValueError or OSError says what does not fit."""
         self.tokenizer, self.about = tokenizer, describe(cfg, meta)
         self.about["began"] = (self.checkpoint or {}).get("began", time.time())
+        before = read_json(self.out / "run.json") if self.checkpoint else {}
+        self.about["base"] = card.base_of(cfg.init_from) or before.get("base")
         if self.checkpoint:
             self.restore(optimizers, scaler, cfg)
             self.saved_step = self.checkpoint["step"]
@@ -403,13 +406,18 @@ class Run:
                 plots.scores(self.metrics, self.out / "scores.png")
 
     def export(self, model: NeoX | None, dataset: str):
-        """Write the model as Hugging Face has it, where Hugging Face has it."""
+        """Write the model as Hugging Face has it, where Hugging Face has it, and its card."""
 
         def write():
+            tok = self.tokenizer
             try:
-                hf.save_pretrained(model, self.out, eot=self.tokenizer.eot, dataset=dataset)
+                special = tok.special.values()
+                hf.save_pretrained(model, self.out, tok.eot, special, dataset=dataset)
             except ValueError as error:
-                print(f"not exported: {error}")
+                return print(f"not exported: {error}")
+            tok.save(self.out, model.config.block_size)
+            if not card.write(self.out):
+                print(f"{self.out / 'README.md'} is yours and stays; no model card was written")
 
         self.exported = self.attempt("the exported model", write)
 
@@ -463,7 +471,9 @@ def refuse_foreign_files(out: Path):
     """ValueError if a folder holds anything that no run writes."""
     patterns = [pattern + end for pattern in RUN_FILES for end in ("", ".tmp")]
     for file in sorted(out.iterdir()) if out.exists() else ():
-        if not file.is_file() or not any(fnmatch.fnmatch(file.name, p) for p in patterns):
+        named = any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)
+        theirs = file.name in ("README.md", ".gitignore") and not card.is_marked(file)
+        if theirs or not named or not file.is_file():
             raise ValueError(
                 f"{out} holds {file.name}, which no run writes, so it is left as it is; choose "
                 "another --out_dir"
@@ -483,7 +493,8 @@ def read_metrics(out: Path, last_step: int) -> list[dict]:
 
 
 def describe(cfg, meta: dict) -> dict:
-    """How a run was made, for run.json: settings, code, versions, and the data set's hashes."""
+    """How a run was made, for run.json: settings, code, versions, the data set's hashes, and where
+    its text is from."""
     versions = {"python": platform.python_version(), "system": platform.platform()}
     for package in ("torch", "numpy", "tokenizers", "tiktoken"):
         with contextlib.suppress(PackageNotFoundError):
@@ -496,7 +507,8 @@ def describe(cfg, meta: dict) -> dict:
         split: {key: meta[split][key] for key in keys if key in meta[split]}
         for split in ("train", "val")
     }
-    return {"settings": vars(cfg), "versions": versions, "git": commit, "data": data}
+    about = {"settings": vars(cfg), "versions": versions, "git": commit, "data": data}
+    return about | {"origin": card.origin_of(meta)}
 
 
 def git(*command: str) -> str | None:

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ import tiktoken
 import tokenizers
 
 from parts.configurator import first_line
-from parts.files import write_text
+from parts.files import read_json, write_text
 
 ENDOFTEXT = "<|endoftext|>"
+# The tokens with which the texts of widespread tokenizers end.
+END_TOKENS = (ENDOFTEXT, "</s>", "<|end_of_text|>", "<eos>", "<｜end▁of▁sentence｜>")
 FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 MAX_VOCAB = 2**16  # ids are uint16
 UNKNOWN = "\ufffd"  # stands for what is no text
@@ -136,10 +138,13 @@ def from_hub(name: str) -> "Tokenizer":
     """The tokenizer of a model on the Hugging Face hub (`name@revision` for one of its versions).
     ValueError where that failed."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     repo, _, revision = name.partition("@")
     try:
         file = hf_hub_download(repo, "tokenizer.json", revision=revision or None)
+        with suppress(EntryNotFoundError):  # it lands beside the other
+            hf_hub_download(repo, "tokenizer_config.json", revision=revision or None)
     except Exception as error:  # the hub's library raises anything, in many lines
         raise ValueError(
             f"{name} is neither a folder here nor a model whose tokenizer the hub gave: "
@@ -149,8 +154,9 @@ def from_hub(name: str) -> "Tokenizer":
 
 
 def load(path: str | Path) -> "Tokenizer":
-    """The tokenizer in a tokenizer.json, or in a folder that holds one. ValueError, which names the
-    file, if there is none or it does not work."""
+    """The tokenizer in a tokenizer.json, or in a folder that holds one; its end-of-text token is
+    the one that a tokenizer_config.json beside it names. ValueError, which names the file, if there
+    is none or it does not work."""
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
@@ -159,11 +165,18 @@ def load(path: str | Path) -> "Tokenizer":
         text = path.read_bytes()
         with no_backtrace():
             tokenizers.Tokenizer.from_buffer(text)
-        return Tokenizer(json.loads(text))
+        return Tokenizer(json.loads(text), named_end(path.with_name("tokenizer_config.json")))
     except BaseException as error:  # tokenizers raises Exception itself; if its Rust code panics,
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # a BaseException that cannot be imported
         raise ValueError(f"{path} is not a Hugging Face tokenizer.json: {error}") from None
+
+
+def named_end(file: Path) -> str | None:
+    """The end-of-text token that a tokenizer_config.json names; None if it names none."""
+    token = read_json(file).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
 
 
 @contextmanager
@@ -185,8 +198,10 @@ class Tokenizer:
     A file that this module wrote is encoded by a table of characters (kind "char") or by tiktoken
     ("bpe"). Any other goes through `tokenizers` itself ("huggingface"), for exactly its own ids."""
 
-    def __init__(self, data: dict):
-        """data: the content of tokenizer.json. ValueError if it has too many tokens for uint16."""
+    def __init__(self, data: dict, end: str | None = None):
+        """data: the content of tokenizer.json. end: the special token that ends a text; None, or a
+        token that it lacks: <|endoftext|>, if it has that. ValueError if it has too many tokens for
+        uint16."""
         self.data = data
         self.special: dict[str, int] = {}
         self.healings: dict[bytes, list[int]] = {}  # what `heal` found
@@ -220,7 +235,30 @@ class Tokenizer:
                 f"this tokenizer has {self.vocab_size:,} tokens; at most {MAX_VOCAB:,} fit in "
                 "uint16 ids"
             )
-        self.eot = self.special.get(ENDOFTEXT)
+        self.eot = self.special.get(end, self.special.get(ENDOFTEXT))
+
+    def end_with(self, token: str = ""):
+        """Make a special token the one that ends a text; empty: the one that the tokenizer's files
+        or its name tell, if there is exactly one. ValueError if it is not clear which."""
+        names = ", ".join(self.special)
+        if token:
+            if token not in self.special:
+                has = f"its special tokens are {names}" if names else "it has no special tokens"
+                raise ValueError(f"the tokenizer has no special token {token}; {has}")
+            self.eot = self.special[token]
+        elif self.eot is None and self.special:
+            known = [name for name in END_TOKENS if name in self.special]
+            if len(known) != 1:
+                raise ValueError(
+                    f"which of the tokenizer's special tokens ends a text is not known; name it "
+                    f"with --eot=TOKEN: {names}"
+                )
+            self.eot = self.special[known[0]]
+
+    def has_ids_of(self, data: dict) -> bool:
+        """Whether the tokenizer of another tokenizer.json gives the same ids to every document.
+        Templates, truncation and padding are for clients; older files have none."""
+        return self.data | FOR_CLIENTS == data | FOR_CLIENTS
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """The ids of a text.
@@ -293,19 +331,31 @@ class Tokenizer:
         """The bytes that one id stands for; those of U+FFFD if it has no token, see `decode`."""
         return self.tokens.get(id, UNKNOWN.encode())
 
-    def save(self, folder: str | Path):
+    def save(self, folder: str | Path, context: int | None = None):
         """Write tokenizer.json and tokenizer_config.json, which `load` and
-        `transformers.AutoTokenizer` read."""
+        `transformers.AutoTokenizer` read. context: the model's, in tokens, where there is one.
+
+        What clients encode then begins with the end-of-text token, as documents do in training."""
         # This class uses tokenizer.json as it is; GPTNeoXTokenizer would replace our splitting.
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
+            # No token_type_ids, which generate() of GPT-NeoX refuses.
+            "model_input_names": ["input_ids", "attention_mask"],
+            "padding_side": "left",  # so that all texts of a batch end where the model goes on
+            "truncation_side": "left",
         }
+        data = self.data | FOR_CLIENTS
         if self.eot is not None:
-            config["eos_token"] = ENDOFTEXT
+            end = next(name for name, i in self.special.items() if i == self.eot)
+            config |= {f"{role}_token": end for role in ("bos", "eos", "pad")}
+            config["unk_token"] = data["model"].get("unk_token") or end
+            data["post_processor"] = template_json(end, self.eot)
+        if context:
+            config["model_max_length"] = context
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, value in (("tokenizer.json", self.data), ("tokenizer_config.json", config)):
+        for name, value in (("tokenizer.json", data), ("tokenizer_config.json", config)):
             write_text(folder / name, json.dumps(value, ensure_ascii=False, indent=1))
 
 
@@ -328,6 +378,21 @@ def to_chars(token: bytes) -> str:
 
 
 # --- tokenizer.json -------------------------------------------------------------------------------
+
+# What a tokenizer.json asks of clients only: our `encode` adds nothing and cuts nothing.
+FOR_CLIENTS = {"post_processor": None, "truncation": None, "padding": None}
+
+
+def template_json(end: str, id: int) -> dict:
+    """The post-processor that puts the end-of-text token before a text."""
+    first = {"SpecialToken": {"id": end, "type_id": 0}}
+    one, other = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, one],
+        "pair": [first, one, other],
+        "special_tokens": {end: {"id": end, "ids": [id], "tokens": [end]}},
+    }
 
 
 def hf_json(model: dict, pre_tokenizer: dict, decoder: dict, special: dict[str, int]) -> dict:
@@ -426,5 +491,6 @@ def read_bpe(data: dict) -> tuple[dict[bytes, int], str, dict[str, int]] | None:
         return None
     ids = {*ranks.values(), *special.values()}
     sound = len(ids) == len(ranks) + len(special) and all(bytes([b]) in ranks for b in range(256))
+    data = data | FOR_CLIENTS
     ours = sound and pattern in PATTERNS.values() and data == bpe_json(ranks, pattern, special)
     return (ranks, pattern, special) if ours else None

@@ -42,7 +42,7 @@ from parts import infill
 from parts import tokenizer as tokenization
 from parts.configurator import ROOT, die, locate, mistakes, require
 from parts.files import read_json, sync_folder, unused, write_json
-from parts.tokenizer import Tokenizer
+from parts.tokenizer import ENDOFTEXT, Tokenizer
 from prepare.clean import (
     RULES,
     TOO_LARGE,
@@ -71,7 +71,9 @@ class Settings:
     file = ""  # *.jsonl, *.jsonl.gz or *.parquet files instead; commas and globs
     max_mb = 0.0  # stop after this much source text, in MB; 0: no limit
     val_fraction = 0.05  # share of the bytes held out for val, in whole repositories or packages
+    column = ""  # of those files, the column that holds the text; empty: content, text or the like
     tokenizer = "bpe"  # bpe (trained here), gpt2, a folder with a tokenizer.json, or a hub model
+    eot = ""  # the special token of that tokenizer that ends a text; empty: the one that it names
     vocab_size = 8192  # tokens of that bpe
     pattern = "code"  # how that bpe splits text first: code or gpt2
     licences = "permissive"  # permissive, any, or a list like MIT,Apache-2.0; if known
@@ -429,10 +431,11 @@ def build(
     total: int | None = None,
     unit: str = "repository or package",
     command: str = "",
+    language: str = "",
 ):
     """Make data/<cfg.out> from documents. source: what meta.json says about their origin; total:
     their bytes, if known, for the progress bar; unit: what their groups are; command: what to run
-    next, if that is not a training from scratch."""
+    next, if that is not a training from scratch; language: python, go or, of other text, empty."""
     benchmark = None
     most = {"fim_rate": 1, "val_fraction": 0.5}
     require(cfg, ["val_fraction"], most, pattern=sorted(tokenization.PATTERNS))
@@ -443,7 +446,13 @@ def build(
     with mistakes():
         if cfg.decontaminate:
             benchmark = read_benchmark(locate(cfg.decontaminate))
-        given = None if cfg.tokenizer == "bpe" else open_tokenizer(cfg.tokenizer)
+        if cfg.column and not cfg.file:
+            raise ValueError("--column names a column of the files in --file=...; give both")
+        if cfg.eot and cfg.tokenizer == "bpe":
+            raise ValueError(
+                f"the bpe that is trained here ends texts with {ENDOFTEXT}; drop --eot"
+            )
+        given = None if cfg.tokenizer == "bpe" else open_tokenizer(cfg.tokenizer, cfg.eot)
         if given and cfg.fim_rate and not infill.knows_fim(given):
             say_no_fim(cfg)
 
@@ -459,15 +468,17 @@ def build(
         with mistakes():
             tok.save(folder)
         encoded = encode_spool(folder, spool, is_val, cfg)
-        about = {"source": source, "split_by": split_by, **report, "arguments": vars(cfg)}
+        about = {"source": source, "language": language, "split_by": split_by}
+        about |= {**report, "arguments": vars(cfg)}
         meta = write_dataset(folder, tok, encoded, about)
         spool.path.unlink()
     print_report(meta, cfg.out, command)
 
 
-def open_tokenizer(name: str) -> Tokenizer:
-    """A saved tokenizer, by path, one of tiktoken's, by name, or that of a model on the hub.
-    ValueError if it is none of them, or cannot encode code."""
+def open_tokenizer(name: str, eot: str = "") -> Tokenizer:
+    """A saved tokenizer, by path, one of tiktoken's, by name, or that of a model on the hub. eot:
+    its end-of-text token; empty: the one that it names. ValueError if it is none of them, cannot
+    encode code, or has no such token."""
     path = locate(name)
     if path.exists():
         tok = tokenization.load(path)
@@ -479,6 +490,9 @@ def open_tokenizer(name: str) -> Tokenizer:
         tok = tokenization.from_tiktoken(name)
     if tok.kind == "char":
         raise ValueError(f"{name} knows only the characters it was made from; give a bpe")
+    tok.end_with(eot)
+    if tok.eot is None:
+        print(f"{name} has no special tokens: nothing will separate documents", file=sys.stderr)
     tok.encode("def f(x):\n\treturn 'é'\n")
     return tok
 

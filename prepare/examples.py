@@ -26,6 +26,7 @@ class Settings:
     file = ""  # files of examples; commas and globs
     source = ""  # a data set on the Hugging Face hub instead
     tokenizer = ""  # the model's: a run, a folder, gpt2 or a hub model; empty: out/'s newest run
+    eot = ""  # its special token that ends a text; empty: the one that it names
     val_fraction = 0.1  # share of the examples held out for val
     max_examples = 0  # take so many; 0: all
     seed = 1337  # of the order and the split
@@ -51,7 +52,7 @@ def open_tokenizer(cfg) -> Tokenizer:
                 "model that you will fine-tune"
             )
         cfg.tokenizer = os.path.relpath(run, configurator.ROOT)
-    tok = corpus.open_tokenizer(cfg.tokenizer)
+    tok = corpus.open_tokenizer(cfg.tokenizer, cfg.eot)
     end_of_text(tok)
     return tok
 

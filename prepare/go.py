@@ -56,13 +56,13 @@ def main():
     configurator.require(cfg, source=["local", "the-stack"])
     total = None
     if cfg.file:
-        source, documents = cfg.file, sources.file_documents(cfg.file)
+        source, documents = cfg.file, sources.file_documents(cfg.file, cfg.column)
     elif cfg.source != "local" and not cfg.path:
         source, documents = THE_STACK["path"], sources.hub_documents(**THE_STACK)
     else:
         source, folder = cfg.path or "Go's library", cfg.path or go_library()
         documents, total = sources.local_documents([folder], ".go", cfg)
-    corpus.build(cfg, documents, source, total)
+    corpus.build(cfg, documents, source, total, language="go")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def main():
     changes = " ".join(f"--{key}={shlex.quote(value)}" for key, value in changes.items())
     command = f"python train.py config/finetune_handmade.py {changes}"
     documents = all_documents(shipped(cfg.language), files, cfg)
-    corpus.build(cfg, documents, source, unit="function", command=command)
+    corpus.build(cfg, documents, source, unit="function", command=command, language=cfg.language)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main():
     configurator.require(cfg, source=["local", *HUB])
     total = None
     if cfg.file:
-        source, documents = cfg.file, sources.file_documents(cfg.file)
+        source, documents = cfg.file, sources.file_documents(cfg.file, cfg.column)
     elif cfg.path:
         source = cfg.path
         documents, total = sources.local_documents([cfg.path], ".py", cfg)
@@ -78,7 +78,7 @@ def main():
         folders += site.getsitepackages()
         source = f"the library and packages of Python {sys.version.split()[0]}"
         documents, total = sources.local_documents(folders, ".py", cfg, package_licences())
-    corpus.build(cfg, documents, source, total)
+    corpus.build(cfg, documents, source, total, language="python")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Settings:
     file = ""  # a text file to read instead of the download
     out = ""  # the data set's name, a folder in data/; empty: shakespeare_<tokenizer>
     tokenizer = "char"  # char, bpe, gpt2, a folder with a tokenizer.json, or a hub model
+    eot = ""  # the special token of a tokenizer from elsewhere that ends a text; empty: its own
     vocab_size = 5000  # tokens of the bpe
 
 
@@ -56,7 +57,7 @@ def make_tokenizer(cfg, text: str, train_text: str) -> tokenization.Tokenizer:
     if cfg.tokenizer == "char":  # from all of the text, so no character of val is unknown
         return tokenization.train_char(text)
     if cfg.tokenizer != "bpe":
-        return corpus.open_tokenizer(cfg.tokenizer)
+        return corpus.open_tokenizer(cfg.tokenizer, cfg.eot)
     pattern, special_tokens = tokenization.GPT2_PATTERN, [tokenization.ENDOFTEXT]
     return tokenization.train_bpe([train_text], cfg.vocab_size, pattern, special_tokens)
 

@@ -111,14 +111,21 @@ def is_source(folder: Path) -> bool:
 # --- rows of files and of the hub -----------------------------------------------------------------
 
 
-def file_documents(patterns: str) -> Iterator[Document]:
+def file_documents(patterns: str, text_column: str = "") -> Iterator[Document]:
     """Documents from *.jsonl, *.jsonl.gz and *.parquet files, given as comma-separated names or
-    globs. Ends the script at a file that is missing or, once it is reached, damaged."""
+    globs. text_column: the one that holds the text; empty: the first that COLUMNS names. Ends the
+    script at a file that is missing or, once it is reached, damaged."""
     with mistakes():
         found = named_files("file", patterns, DOCUMENTS)
-    known = [column for columns in COLUMNS.values() for column in columns]
-    rows = ((file_rows(path, known), path) for path in found)
-    return (document for part, path in rows for document in documents_from(part, path))
+    known = columns_of(text_column)
+    names = [column for columns in known.values() for column in columns]
+    rows = ((file_rows(path, names, known["text"]), path) for path in found)
+    return (document for part, path in rows for document in documents_from(part, path, known))
+
+
+def columns_of(text: str = "") -> dict[str, tuple[str, ...]]:
+    """COLUMNS, with one column for the text where a person names it."""
+    return COLUMNS | ({"text": (text,)} if text else {})
 
 
 def named_files(setting: str, patterns: str, kinds: tuple[str, ...]) -> list[str]:
@@ -137,17 +144,17 @@ def named_files(setting: str, patterns: str, kinds: tuple[str, ...]) -> list[str
     return found
 
 
-def file_rows(path: str, known: Iterable[str] = ()) -> Iterator:
+def file_rows(path: str, known: Iterable[str] = (), needed: Iterable[str] = ()) -> Iterator:
     """The rows of a file by its ending: dicts, of CSV and TSV lists of cells; a ValueError in place
     of a row that cannot be read. Ends the script if the file is damaged.
 
-    known: of parquet, the columns to read where it has any of them; otherwise it reads all."""
+    known: of parquet, the columns to read; all are read if it has none of these, or of `needed`."""
     from pyarrow import ArrowException
 
     kind = Path(path.removesuffix(".gz")).suffix
     try:
         if kind == ".parquet":
-            yield from parquet_rows(path, known)
+            yield from parquet_rows(path, known, needed)
         elif kind in (".csv", ".tsv"):
             yield from table_rows(path, kind)
         elif kind == ".json" and begins_list(path):
@@ -159,12 +166,16 @@ def file_rows(path: str, known: Iterable[str] = ()) -> Iterator:
         die(f"{path} cannot be read as {name}: {error}")
 
 
-def parquet_rows(path: str, known: Iterable[str]) -> Iterator[dict | ValueError]:
+def parquet_rows(
+    path: str, known: Iterable[str], needed: Iterable[str]
+) -> Iterator[dict | ValueError]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as table:
         names = table.schema_arrow.names
         chosen = [column for column in known if column in names]
+        if needed and not set(needed) & set(names):
+            chosen = []  # so that what is missing can be told with what is there
         for rows in table.iter_batches(batch_size=256, columns=chosen or None):
             for number in range(rows.num_rows):
                 try:  # a text may be no UTF-8, a date beyond Python's
@@ -256,9 +267,11 @@ def hub_rows(split: str = "train", **dataset) -> Iterator[dict]:
         )
 
 
-def documents_from(rows: Iterable, origin: str) -> Iterator[Document]:
+def documents_from(
+    rows: Iterable, origin: str, known: dict[str, tuple[str, ...]] = COLUMNS
+) -> Iterator[Document]:
     """Turn rows into Documents. One that cannot be read becomes a Document without text. Ends the
-    script if that happens to the first ROWS_TO_TRY rows, or to all."""
+    script if that happens to the first ROWS_TO_TRY rows, or to all. known: as COLUMNS."""
     columns, shape, problem, readable = {}, dict, None, False
     for number, row in enumerate(rows, 1):
         document = Document(None, "", "")
@@ -267,7 +280,7 @@ def documents_from(rows: Iterable, origin: str) -> Iterator[Document]:
                 raise row
             check_shape(row, f"row {number}", shape)
             if not columns:
-                columns = find_columns(row)
+                columns = find_columns(row, known)
                 shape = TypedDict("Row", {columns[field]: TYPES[field] for field in columns})
                 check_shape(row, f"row {number}", shape)
             document, readable = to_document(row, columns), True
@@ -280,16 +293,18 @@ def documents_from(rows: Iterable, origin: str) -> Iterator[Document]:
         die(f"{origin} holds no documents: {problem}")
 
 
-def find_columns(row: dict) -> dict[str, str]:
+def find_columns(row: dict, known: dict[str, tuple[str, ...]]) -> dict[str, str]:
     """A Document's field -> the column that holds it. ValueError if none holds the text."""
     columns = {
-        field: next(column for column in known if column in row)
-        for field, known in COLUMNS.items()
-        if any(column in row for column in known)
+        field: next(column for column in names if column in row)
+        for field, names in known.items()
+        if any(column in row for column in names)
     }
     if "text" not in columns:
-        known = " or ".join(COLUMNS["text"])
-        raise ValueError(f"there is no column {known}, only {', '.join(row)[:200]}")
+        raise ValueError(
+            f"there is no column {' or '.join(known['text'])}, only {', '.join(row)[:200]}; "
+            "--column=NAME says which one holds the text"
+        )
     return columns
 
 

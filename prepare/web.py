@@ -39,7 +39,7 @@ def main():
     if cfg.path:
         configurator.die("prepare/web.py reads rows, not folders; name *.jsonl with --file=...")
     if cfg.file:
-        source, documents = cfg.file, sources.file_documents(cfg.file)
+        source, documents = cfg.file, sources.file_documents(cfg.file, cfg.column)
     else:
         source, documents = FINEWEB_EDU["path"], sources.hub_documents(**FINEWEB_EDU)
     command = f"python train.py config/gpt2_124m.py --dataset={shlex.quote(cfg.out)}"

@@ -54,7 +54,7 @@ class Instruct(Task):
         found = []
         for part, marks in zip(np.split(ids, begins)[1:], np.split(learnt, begins)[1:]):
             part, marks = part.tolist(), marks.astype(bool)
-            if self.tokenizer.data != old.data:
+            if not self.tokenizer.has_ids_of(old.data):
                 part, marks = translate(part, marks, old, self.tokenizer)
             found.append((part, marks))
         return found

@@ -386,6 +386,23 @@ def test_codesearchnet_columns_are_read(tmp_path):
     assert kept == {row["func_code_string"].strip() for row in rows}
 
 
+def test_the_column_with_the_text_is_known_or_named_or_asked_for(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = list(library("json", "logging", "http", "urllib").values())
+    for column in ("text", "body"):
+        rows = [{"path": f"{n}.py", column: text, "size": n} for n, text in enumerate(texts)]
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / f"{column}.parquet")
+    read = [document.text for document in sources.file_documents(f"{tmp_path}/text.parquet")]
+    assert read == texts
+    settings = (f"--file={tmp_path}/body.parquet", f"--out={tmp_path / 'set'}", *SMALL)
+    for column, missing in (("", "content"), ("--column=code", "code")):
+        done = run("prepare/python.py", *settings, *[column] * bool(column), ok=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"no column {missing}" in done.stderr and "only path, body, size" in done.stderr
+    run("prepare/python.py", *settings, "--column=body")
+    assert json.loads((tmp_path / "set/meta.json").read_text())["cleaning"]["kept"]["documents"]
+
+
 def test_the_hub_loader_streams_the_columns_that_it_asks_for(tmp_path):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pytest.importorskip("datasets")

@@ -100,12 +100,12 @@ def test_bpe_gives_the_same_ids_through_tiktoken_tokenizers_and_transformers(
     texts += NASTY
     for text, expected in zip(texts, theirs.encode_batch_fast(texts)):
         ids = ours.encode(text)
-        assert ids == expected.ids, text[:80]
+        assert [0, *ids] == expected.ids, text[:80]
         assert ids == ours.encode_numpy(text).tolist() and ours.decode(ids) == text
     for text in texts[::3] + NASTY:
         prompt = PROMPT + text[:2000].replace("<|", "")
         ids = loaded.encode(prompt, special=True)
-        assert auto(prompt)["input_ids"] == ids and auto.decode(ids) == prompt, text[:80]
+        assert auto(prompt)["input_ids"] == [0, *ids] and auto.decode(ids) == prompt, text[:80]
     assert auto.eos_token_id == ours.eot == 0 and len(auto) == ours.vocab_size
 
 
@@ -265,7 +265,8 @@ def test_a_foreign_tokenizer_keeps_its_own_ids(tmp_path):
         assert b"".join(map(ours.token_bytes, ids)).decode() == "    return é<|endoftext|>"
     ours.save(tmp_path / "again")
     assert tokenization.load(tmp_path / "again").encode(text) == ours.encode(text)
-    assert auto_tokenizer(tmp_path / "again")(text)["input_ids"] == ours.encode(text, special=True)
+    prompt = [ours.eot, *ours.encode(text, special=True)]
+    assert auto_tokenizer(tmp_path / "again")(text)["input_ids"] == prompt
 
 
 def test_missing_and_corrupt_files_are_refused(tmp_path, bpe):
