@@ -17,19 +17,14 @@ together (parts/engine.py); their forms are in parts/dialects.py.
 from parts.start import run_script
 
 import asyncio
-import hmac
-import ipaddress
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
 
-import h11
-import prometheus_client as prometheus
 import uvicorn
+from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -42,7 +37,6 @@ from starlette.responses import (
     StreamingResponse,
 )
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from parts import configurator, memory, runs
 from parts import device as devices
@@ -52,18 +46,18 @@ from parts.dialects import (
     Completions,
     Infill,
     LlamaCpp,
-    Refused,
+    llama_answer,
     llama_fields,
     parse,
     split_marks,
 )
 from parts.engine import Ask, Engine, Full, Part
+from parts.gate import Gate, Log, Metrics, Patient, Refused, Server, is_local
 from parts.generate import read_prompt
 from parts.infill import knows_fim, meeting, read_gap
 from parts.talk import recent
 
 MB = 2**20
-MOST_HEADERS = 2**15  # bytes of a request's headers
 PAGE = configurator.ROOT / "parts" / "page.html"
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -102,14 +96,6 @@ def read_settings():
     return cfg
 
 
-def is_local(host: str) -> bool:
-    """Whether a host is this machine alone."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 class Service:
     """What the routes have in common: the engine, the limits, the counts."""
 
@@ -125,30 +111,7 @@ class Service:
         self.engine = Engine(model, self.tokenizer, cfg.rows, cfg.queue, cfg.threads)
         self.fim = knows_fim(self.tokenizer)
         self.created = int(time.time())
-        self.registry = prometheus.CollectorRegistry()
-        make = dict(registry=self.registry)
-        self.requests = prometheus.Counter(
-            "nanoneox_requests", "Answers, by path and status", ["path", "status"], **make
-        )
-        self.seconds = prometheus.Histogram(
-            "nanoneox_request_seconds", "From a request's first byte to its last", ["path"], **make
-        )
-        self.first = prometheus.Histogram(
-            "nanoneox_first_token_seconds",
-            "From the request to its first new token",
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
-            **make,
-        )
-        for key in ("read", "reused", "written", "guessed", "right", "steps"):
-            text = (
-                f"{key}: tokens read, reused from the cache, written, guessed, guessed right; steps"
-            )
-            gauge = prometheus.Gauge(f"nanoneox_{key}", text, **make)
-            gauge.set_function(lambda key=key: self.engine.counts[key])
-        waiting = prometheus.Gauge("nanoneox_queue", "Completions that wait", **make)
-        waiting.set_function(lambda: len(self.engine.waiting))
-        running = prometheus.Gauge("nanoneox_running", "Completions that are written", **make)
-        running.set_function(lambda: len(self.engine.rows))
+        self.counts = Metrics(self.engine)
 
     # --- routes -----------------------------------------------------------------------------------
 
@@ -161,7 +124,7 @@ class Service:
         return JSONResponse({"status": "ok" if alive else "error"}, 200 if alive else 503)
 
     async def metrics(self, request: Request) -> Response:
-        return PlainTextResponse(prometheus.generate_latest(self.registry))
+        return PlainTextResponse(generate_latest(self.counts.registry))
 
     async def models(self, request: Request) -> Response:
         c = self.model.config
@@ -261,34 +224,8 @@ class Service:
         return await sse(events())
 
     def llama_answer(self, request: Request, ask: Ask, part: Part, usage: dict) -> dict:
-        job = request.state.job
-        prompt_ms = 1000 * ((job.first or job.ended) - job.came)
-        new_ms = 1000 * (job.ended - (job.first or job.ended))
-        read, new = len(ask.ids) - job.reused, usage["completion_tokens"]
-        timings = {"prompt_n": read, "prompt_ms": prompt_ms, "predicted_n": new}
-        timings |= {"predicted_ms": new_ms, "cache_n": job.reused}
-        timings["prompt_per_second"] = read / max(prompt_ms / 1000, 1e-9)
-        timings["predicted_per_second"] = max(new - 1, 0) / max(new_ms / 1000, 1e-9)
-        answer = {"index": 0, "content": part.text, "stop": True, "model": self.name}
-        answer |= {"stop_type": {"stop": "eos", "length": "limit"}[part.finish]}
-        answer |= {"tokens_predicted": new, "tokens_evaluated": len(ask.ids)}
-        answer |= {"tokens_cached": job.reused, "truncated": len(ask.ids) > self.block_size}
-        answer |= {"has_new_line": "\n" in part.text, "timings": timings}
-        if ask.logprobs:
-            telling = [
-                {
-                    "id": token.id,
-                    "token": self.tokenizer.decode([token.id]),
-                    "logprob": token.logprob,
-                    "top_logprobs": [
-                        {"id": id, "token": self.tokenizer.decode([id]), "logprob": value}
-                        for id, value in token.top
-                    ],
-                }
-                for token in part.tokens
-            ]
-            answer["completion_probabilities"] = telling
-        return answer
+        job, new = request.state.job, usage["completion_tokens"]
+        return llama_answer(ask, part, job, new, self.tokenizer, self.name, self.block_size)
 
     # --- from a request to asks -------------------------------------------------------------------
 
@@ -408,7 +345,7 @@ class Service:
                     usage["completion_tokens"] += len(part.tokens)
                     left -= bool(part.finish)
                     if not left:
-                        self.first.observe((job.first or job.ended) - job.came)
+                        self.counts.first.observe((job.first or job.ended) - job.came)
                     yield part
             new = usage["completion_tokens"]
             usage["total_tokens"] = usage["prompt_tokens"] + new
@@ -469,116 +406,6 @@ async def sse(events: AsyncIterator[str]) -> Response:
     return StreamingResponse(all_events(), media_type="text/event-stream")
 
 
-# --- the server -----------------------------------------------------------------------------------
-
-
-class Log:
-    """Around everything: one line for each request, and the counts of /metrics."""
-
-    def __init__(self, app, service: Service, paths: set[str]):
-        self.app, self.service, self.paths = app, service, paths
-
-    async def __call__(self, scope, receive, send):
-        began, status = time.monotonic(), 0
-
-        async def note(message):
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        try:
-            await self.app(scope, receive, note)
-        finally:
-            seconds = time.monotonic() - began
-            path = scope["path"] if scope["path"] in self.paths else "other"
-            self.service.requests.labels(path, status).inc()
-            self.service.seconds.labels(path).observe(seconds)
-            shown = scope["raw_path"].decode("ascii", "backslashreplace")[:100]
-            reason = scope.get("state", {}).get("reason", "")
-            say(f"{scope['method']} {shown} {status} {1000 * seconds:.0f} ms {reason}")
-
-
-class Gate:
-    """Who may ask."""
-
-    def __init__(self, app, cfg, refuse):
-        self.app, self.cfg, self.refuse = app, cfg, refuse
-
-    async def __call__(self, scope, receive, send):
-        answer = self.app
-        try:
-            self.check(Request(scope))
-        except Refused as refused:
-            answer = self.refuse(Request(scope), refused)
-        await answer(scope, receive, send)
-
-    def check(self, request: Request):
-        """Refused where a request may not be answered."""
-        if sum(len(name) + len(value) for name, value in request.scope["headers"]) > MOST_HEADERS:
-            raise Refused(431, f"the headers may have {MOST_HEADERS} bytes at most")
-        host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if is_local(self.cfg.host) and not is_local(urlsplit(f"//{host}").hostname or ""):
-            # Otherwise any web page could ask, by a name of its own that leads here.
-            raise Refused(403, f"this server is not {host[:100]!r}")
-        own = origin in (f"http://{host}", f"https://{host}")
-        if origin and not own and origin not in self.cfg.allow_origin:
-            raise Refused(403, f"pages of {origin[:100]!r} need --allow_origin")
-        if self.cfg.api_key and request.url.path not in ("/", "/health"):
-            given = request.headers.get("authorization", "").encode()
-            if not hmac.compare_digest(given, f"Bearer {self.cfg.api_key}".encode()):
-                raise Refused(401, "send the api_key as a bearer token", code="invalid_api_key")
-
-
-def say(line: str):
-    print(f"{time.strftime('%H:%M:%S')} {line}".rstrip(), file=sys.stderr, flush=True)
-
-
-class Patient(H11Protocol):
-    """uvicorn's HTTP/1.1, with an end to its patience: a client that does not send the head of its
-    request within some seconds is told 408."""
-
-    seconds = Settings.arrival_seconds
-    timer = None
-
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        self.set_timer()
-
-    def data_received(self, data):
-        super().data_received(data)
-        self.set_timer()
-
-    def connection_lost(self, error):
-        super().connection_lost(error)
-        if self.timer:
-            self.timer.cancel()
-
-    def set_timer(self):
-        """Running while the head of a request is awaited."""
-        awaited = self.conn.their_state is h11.IDLE
-        if awaited and not self.timer:
-            self.timer = self.loop.call_later(self.seconds, self.give_up)
-        elif not awaited and self.timer:
-            self.timer.cancel()
-            self.timer = None
-
-    def give_up(self):
-        self.timer = None
-        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
-            say("- - 408: no whole request came")
-            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")
-            self.transport.close()
-
-
-class Server(uvicorn.Server):
-    """uvicorn, which ends when what it is writing has ended."""
-
-    def handle_exit(self, number, frame):
-        if not self.should_exit:
-            say("what is being written ends first; Ctrl-C once more stops at once")
-        super().handle_exit(number, frame)
-
-
 def app(service: Service) -> Log:
     def refuse(request: Request, refused: Refused) -> Response:
         request.state.reason = str(refused)
@@ -611,7 +438,7 @@ def app(service: Service) -> Log:
     inner.add_middleware(Gate, cfg=service.cfg, refuse=refuse)
     if origins := service.cfg.allow_origin:
         inner.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=["*"])
-    return Log(inner, service, {route.path for route in routes})
+    return Log(inner, service.counts, {route.path for route in routes})
 
 
 def main():

@@ -12,25 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from parts.chat import Message
-from parts.engine import Part
+from parts.engine import Ask, Job, Part
+from parts.gate import Refused
 from parts.tokenizer import Tokenizer
 
 MOST_CHOICES = 16  # completions of one request
 MOST_TOLD = 20  # likely tokens told with each
-
-
-class Refused(Exception):
-    """An answer with an error's status, in OpenAI's form."""
-
-    def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None
-    ):
-        super().__init__(message)
-        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-        kinds |= {429: "rate_limit_error"}
-        kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
-        self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def texts(value: Any) -> Any:
@@ -276,6 +263,34 @@ class Answer:
 
     def text(self, id: int, skip: int = 0) -> str:
         return self.tokenizer.token_bytes(id)[skip:].decode(errors="replace")
+
+
+def llama_answer(
+    ask: Ask, part: Part, job: Job, new: int, tokenizer: Tokenizer, model: str, context: int
+) -> dict:
+    """What llama.cpp's server tells of a completion that is done. new: tokens written."""
+    first = job.first or job.ended
+    prompt_ms, new_ms = 1000 * (first - job.came), 1000 * (job.ended - first)
+    read = len(ask.ids) - job.reused
+    timings = {"prompt_n": read, "prompt_ms": prompt_ms, "cache_n": job.reused}
+    timings |= {"predicted_n": new, "predicted_ms": new_ms}
+    timings["prompt_per_second"] = 1000 * read / max(prompt_ms, 1e-6)
+    timings["predicted_per_second"] = 1000 * max(new - 1, 0) / max(new_ms, 1e-6)
+    answer = {"index": 0, "content": part.text, "stop": True, "model": model}
+    answer |= {"stop_type": {"stop": "eos", "length": "limit"}[part.finish]}
+    answer |= {"tokens_predicted": new, "tokens_evaluated": len(ask.ids)}
+    answer |= {"tokens_cached": job.reused, "truncated": len(ask.ids) > context}
+    answer |= {"has_new_line": "\n" in part.text, "timings": timings}
+
+    def told(id: int, logprob: float) -> dict:
+        return {"id": id, "token": tokenizer.decode([id]), "logprob": logprob}
+
+    if ask.logprobs:
+        answer["completion_probabilities"] = [
+            told(token.id, token.logprob) | {"top_logprobs": [told(*pair) for pair in token.top]}
+            for token in part.tokens
+        ]
+    return answer
 
 
 def llama_fields(answer: dict, wanted: list[str] | None) -> dict:

@@ -1,0 +1,183 @@
+"""Around the routes of serve.py: who may ask, how long a client may take, what is logged and
+counted, and how the server ends."""
+
+import hmac
+import ipaddress
+import sys
+import time
+from urllib.parse import urlsplit
+
+import h11
+import prometheus_client as prometheus
+import uvicorn
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from starlette.requests import Request
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from parts.engine import Engine
+
+MOST_HEADERS = 2**15  # bytes of a request's headers
+
+
+class Refused(Exception):
+    """An answer with an error's status, in OpenAI's form."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ):
+        super().__init__(message)
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+        kinds |= {429: "rate_limit_error"}
+        kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Metrics:
+    """What /metrics tells."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.registry = prometheus.CollectorRegistry()
+        make = dict(registry=self.registry)
+        self.requests = prometheus.Counter(
+            "nanoneox_requests", "Answers, by path and status", ["path", "status"], **make
+        )
+        self.seconds = prometheus.Histogram(
+            "nanoneox_request_seconds", "From a request's first byte to its last", ["path"], **make
+        )
+        self.first = prometheus.Histogram(
+            "nanoneox_first_token_seconds",
+            "From the request to its first new token",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+            **make,
+        )
+        self.registry.register(self)
+
+    def collect(self):
+        """The engine's counts, for /metrics."""
+        tokens = CounterMetricFamily(
+            "nanoneox_tokens", "Tokens, by what was done with them", labels=["kind"]
+        )
+        for kind in ("read", "reused", "written", "guessed", "right"):
+            tokens.add_metric([kind], self.engine.counts[kind])
+        yield tokens
+        yield CounterMetricFamily("nanoneox_steps", "Steps", self.engine.counts["steps"])
+        waiting, running = len(self.engine.waiting), len(self.engine.rows)
+        yield GaugeMetricFamily("nanoneox_queue", "Completions that wait", waiting)
+        yield GaugeMetricFamily("nanoneox_running", "Completions that are written", running)
+
+
+class Log:
+    """Around everything: one line for each request, and the counts of /metrics."""
+
+    def __init__(self, app, metrics: "Metrics", paths: set[str]):
+        self.app, self.metrics, self.paths = app, metrics, paths
+
+    async def __call__(self, scope, receive, send):
+        began, status = time.monotonic(), 0
+
+        async def note(message):
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        finally:
+            seconds = time.monotonic() - began
+            path = scope["path"] if scope["path"] in self.paths else "other"
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.seconds.labels(path).observe(seconds)
+            shown = scope["raw_path"].decode("ascii", "backslashreplace")[:100]
+            reason = scope.get("state", {}).get("reason", "")
+            say(f"{scope['method']} {shown} {status} {1000 * seconds:.0f} ms {reason}")
+
+
+class Gate:
+    """Who may ask."""
+
+    def __init__(self, app, cfg, refuse):
+        self.app, self.cfg, self.refuse = app, cfg, refuse
+
+    async def __call__(self, scope, receive, send):
+        answer = self.app
+        try:
+            self.check(Request(scope))
+        except Refused as refused:
+            answer = self.refuse(Request(scope), refused)
+        await answer(scope, receive, send)
+
+    def check(self, request: Request):
+        """Refused where a request may not be answered."""
+        if sum(len(name) + len(value) for name, value in request.scope["headers"]) > MOST_HEADERS:
+            raise Refused(431, f"the headers may have {MOST_HEADERS} bytes at most")
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if is_local(self.cfg.host) and not is_local(urlsplit(f"//{host}").hostname or ""):
+            # Otherwise any web page could ask, by a name of its own that leads here.
+            raise Refused(403, f"this server is not {host[:100]!r}")
+        own = origin in (f"http://{host}", f"https://{host}")
+        if origin and not own and origin not in self.cfg.allow_origin:
+            raise Refused(403, f"pages of {origin[:100]!r} need --allow_origin")
+        if self.cfg.api_key and request.url.path not in ("/", "/health"):
+            given = request.headers.get("authorization", "").encode()
+            if not hmac.compare_digest(given, f"Bearer {self.cfg.api_key}".encode()):
+                raise Refused(401, "send the api_key as a bearer token", code="invalid_api_key")
+
+
+def say(line: str):
+    print(f"{time.strftime('%H:%M:%S')} {line}".rstrip(), file=sys.stderr, flush=True)
+
+
+class Patient(H11Protocol):
+    """uvicorn's HTTP/1.1, with an end to its patience: a client that does not send the head of its
+    request within some seconds is told 408."""
+
+    seconds = 10.0
+    timer = None
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.set_timer()
+
+    def data_received(self, data):
+        super().data_received(data)
+        self.set_timer()
+
+    def connection_lost(self, error):
+        super().connection_lost(error)
+        if self.timer:
+            self.timer.cancel()
+
+    def set_timer(self):
+        """Running while the head of a request is awaited."""
+        awaited = self.conn.their_state is h11.IDLE
+        if awaited and not self.timer:
+            self.timer = self.loop.call_later(self.seconds, self.give_up)
+        elif not awaited and self.timer:
+            self.timer.cancel()
+            self.timer = None
+
+    def give_up(self):
+        self.timer = None
+        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
+            say("- - 408: no whole request came")
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which ends when what it is writing has ended."""
+
+    def handle_exit(self, number, frame):
+        if not self.should_exit:
+            say("what is being written ends first; Ctrl-C once more stops at once")
+        super().handle_exit(number, frame)
