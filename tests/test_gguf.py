@@ -48,16 +48,15 @@ SHAPES = {
 }
 
 
-def random_model(folder, tok, name="neox", scale=1.0, **settings):
+def random_model(folder, tok, name="neox", **settings):
     """A model of that shape, saved as a Hugging Face folder; all its weights are random, biases and
-    norms too. scale: of the head, above 1 for tokens that differ clearly."""
+    norms too."""
     torch.manual_seed(0)
     sizes = dict(vocab_size=tok.vocab_size, block_size=128, n_layer=2, n_head=4, n_embd=64)
     model = NeoX(NeoXConfig(**sizes | {"activation": "gelu_new"} | SHAPES[name] | settings)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.2 * torch.randn_like(weight)
-        model.embed_out.weight *= scale
     hf.save_pretrained(model, folder, eot=tok.eot)
     tok.save(folder)
     return model
@@ -154,7 +153,7 @@ class File:
 
 
 @pytest.fixture(scope="module")
-def llama3(dataset, tmp_path_factory):
+def llama3(tmp_path_factory):
     """A data set's tokenizer, made with --pattern=llama3."""
     folder = tmp_path_factory.mktemp("llama3")
     source = folder / "source"
@@ -397,13 +396,25 @@ def our_greedy(model, tok, ids, count):
     return [i for i in found if i != tok.eot]
 
 
+def same_but_for_ties(model, tok, ids, theirs, count):
+    """Whether llama.cpp wrote what the model writes after ids, up to where two tokens are almost
+    equally likely: its GELU, from a table in float16, moves our logits by up to 0.003."""
+    ours, theirs = ([*row, tok.eot] for row in (our_greedy(model, tok, ids, count), theirs))
+    place = next((n for n, (a, b) in enumerate(zip(ours, theirs)) if a != b), None)
+    if place is None:
+        return len(ours) == len(theirs)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids + ours[:place]]))[0, -1]
+    return abs(logits[ours[place]] - logits[theirs[place]]) < 0.01
+
+
 @needs_llama_cpp
 def test_llama_cpp_writes_what_the_model_writes(llama3, real_files, tmp_path, monkeypatch):
-    model = random_model(tmp_path / "model", llama3, scale=5)
+    model = random_model(tmp_path / "model", llama3)
     assert export(monkeypatch, tmp_path / "model") == 0
     with served(tmp_path / "model-f32.gguf", 128) as ask:
         for text in real_files[:20] + NASTY[1:]:
             assert their_ids(ask, text) == llama3.encode(text)
             ids = [0, *llama3.encode(text)[:60]]
             theirs = [i for i in their_greedy(ask, ids, 30) if i != llama3.eot]
-            assert theirs == our_greedy(model, llama3, ids, 30)
+            assert same_but_for_ties(model, llama3, ids, theirs, 30)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import TINY, run
 from test_gguf import (
     NASTY,
@@ -21,6 +20,7 @@ from test_gguf import (
     needs_llama_cpp,
     our_greedy,
     random_model,
+    same_but_for_ties,
     served,
     their_greedy,
     their_ids,
@@ -154,9 +154,9 @@ def test_infill_asks_as_in_training(model_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_shape_writes_the_same(name, python_files, tmp_path, monkeypatch):
     tok = tokenization.train_bpe(python_files[:50], 1024, tokenization.LLAMA3_PATTERN)
-    model = random_model(tmp_path / "model", tok, name, scale=5)
+    model = random_model(tmp_path / "model", tok, name)
     assert export(monkeypatch, tmp_path / "model") == 0
-    with served(tmp_path / "model-f32.gguf", 128) as ask, torch.no_grad():
+    with served(tmp_path / "model-f32.gguf", 128) as ask:
         for ids in prompts(tok, python_files, 64):
             theirs = [i for i in their_greedy(ask, ids, 64) if i != tok.eot]
-            assert theirs == our_greedy(model, tok, ids, 64)
+            assert same_but_for_ties(model, tok, ids, theirs, 64)
