@@ -50,6 +50,7 @@ TENSORS = {  # what replaces what in the names of our weights
     "gpt_neox.final_layer_norm": "output_norm",
     "embed_out": "output",
 }
+SPACE = "\u2581".encode()  # SentencePiece's sign for a space
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -179,9 +180,6 @@ def without_pattern(tok: Tokenizer) -> Vocabulary:
         else:
             texts.append(text.replace(b" ", SPACE))
     return Vocabulary("llama", "default", texts, [], scores)
-
-
-SPACE = "\u2581".encode()  # SentencePiece's sign for a space
 
 
 def add_vocabulary(writer, tok: Tokenizer, size: int, pre: str) -> Vocabulary:
