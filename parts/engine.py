@@ -100,7 +100,8 @@ class Row:
             self.generator = torch.Generator(device)
             self.generator.seed() if ask.seed is None else self.generator.manual_seed(ask.seed)
         penalties = ask.repetition_penalty != 1, ask.presence_penalty, ask.frequency_penalty
-        self.drawn = ask.temperature > 0 or any(penalties)  # not simply the likeliest token
+        self.penalties = any(penalties)
+        self.drawn = ask.temperature >= 1e-5 or self.penalties  # not simply the likeliest token
         self.lookup = Lookup(self.tokens)
         self.guesses = 2  # how many tokens to guess; more after good ones
         self.began = 0.0
@@ -298,8 +299,7 @@ class Engine:
             if feed.writes
         ]
         logits = self.logits(hidden[wanted])
-        best = logits.argmax(dim=-1).tolist()
-        scored = zip(best, logits)
+        scored = zip(self.prepare(feeds, logits), logits)
         for feed, end in zip(feeds, ends):
             row, count = feed.row, len(feed.ids) + len(feed.guess)
             row.cached += len(feed.ids)
@@ -312,6 +312,26 @@ class Engine:
                 self.leave(row, "length")
             self.counts["read"] += count
         self.counts["steps"] += 1
+
+    def prepare(self, feeds: list["Feed"], logits: torch.Tensor) -> list:
+        """For each row of logits (N, V) the likeliest token or, where one is drawn, the weights and
+        ids to draw from: for rows of the same settings together. None: that depends on the row."""
+        found = logits.argmax(dim=-1).tolist()
+        alike: dict[tuple, list[int]] = {}
+        rows = [feed.row for feed in feeds if feed.writes for _ in range(len(feed.guess) + 1)]
+        for place, row in enumerate(rows):
+            if row.drawn:
+                found[place] = None
+                ask = row.ask
+                # Else others may need more candidates, by which this row would draw differently.
+                alone = 0 < ask.top_k <= 512 or not ask.top_k and ask.top_p == 1
+                if alone and not row.penalties:
+                    alike.setdefault(tuple(ask.sampling().items()), []).append(place)
+        for settings, places in alike.items():
+            weights, ids = generate.candidates(logits[places], **dict(settings))
+            for number, place in enumerate(places):
+                found[place] = weights[number], None if ids is None else ids[number]
+        return found
 
     def read(self, feeds: list["Feed"]) -> torch.Tensor:
         """Hidden states (N, C) of all tokens in feeds, of which each row has its own."""
@@ -330,12 +350,12 @@ class Engine:
         model = self.decoder or self.model
         return model.logits(hidden)[:, : self.tokenizer.vocab_size].float()
 
-    def write(self, row: Row, scored: list[tuple[int, torch.Tensor]], guess: list[int]):
+    def write(self, row: Row, scored: list[tuple], guess: list[int]):
         """Choose the next token, and as long as it is the one that was guessed, the one after it.
-        scored: for each of them the likeliest token and the logits (V)."""
+        scored: for each of them what `prepare` found, and the logits (V)."""
         right = 0
-        for position, (best, logits) in enumerate(scored):
-            token = self.pick(row, best, logits)
+        for position, (found, logits) in enumerate(scored):
+            token = self.pick(row, found, logits)
             row.tokens.append(token)
             finish = self.finish(row, token)
             if finish or position == len(guess) or token != guess[position]:
@@ -350,17 +370,22 @@ class Engine:
         if finish:
             self.leave(row, finish)
 
-    def pick(self, row: Row, best: int, logits: torch.Tensor) -> int:
-        """The next token of a row, from logits (V), of which `best` is the likeliest."""
+    def pick(self, row: Row, found, logits: torch.Tensor) -> int:
+        """The next token of a row, from logits (V) and what `prepare` found in them."""
         ask, first = row.ask, not row.written
-        token, skip = best, ask.healed if first else 0
-        if row.drawn or first and ask.first_ids:
+        if found is None or first and ask.first_ids:
             logits = logits[None].clone()
             if first and ask.first_ids:
                 generate.keep_only(logits, [ask.first_ids])
             token = int(choose(penalized(row, logits), row.generator, **ask.sampling()))
             logits = logits[0]
-        row.new.append(self.tell(row, logits, token, skip))
+        elif row.drawn:
+            weights, ids = found
+            token = torch.multinomial(weights, 1, generator=row.generator)
+            token = int(token if ids is None else ids[token])
+        else:
+            token = found
+        row.new.append(self.tell(row, logits, token, ask.healed if first else 0))
         return token
 
     def tell(self, row: Row, logits: torch.Tensor | None, token: int, skip: int = 0) -> Token:

@@ -258,12 +258,20 @@ def choose(logits, generator, temperature=1.0, top_k=0, top_p=1.0):
     and any below 1e-5, by which logits cannot be divided in float32, takes the likeliest."""
     if temperature < 1e-5:
         return logits.argmax(dim=-1)
+    weights, ids = candidates(logits, temperature, top_k, top_p)
+    drawn = torch.multinomial(weights, 1, generator=generator)
+    return (drawn if ids is None else ids.gather(1, drawn))[:, 0]
+
+
+def candidates(logits, temperature, top_k, top_p):
+    """Which tokens `choose` draws from, for each row of logits (B, V): their weights (B, k), and
+    their ids (B, k), None if k is V and they are in order."""
     V = logits.size(-1)
     # Weights that a training ruined give NaN; then any token is as good as another.
     probabilities = (logits / temperature).softmax(dim=-1).nan_to_num_(1 / V)
     k = top_k if 0 < top_k < V else V
     if k == V and top_p == 1:
-        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        return probabilities, None
     # Sorting the whole vocabulary takes as long as the network, so 512 first.
     likeliest, ids = probabilities.topk(min(k, 512))
     if k > 512 and (k < V or (likeliest.sum(dim=-1) < top_p).any()):
@@ -272,8 +280,7 @@ def choose(logits, generator, temperature=1.0, top_k=0, top_p=1.0):
         likeliest = likeliest / likeliest.sum(dim=-1, keepdim=True)
     surplus = likeliest.cumsum(dim=-1) - likeliest >= top_p
     surplus[:, 0] = False  # the likeliest token always stays
-    drawn = torch.multinomial(likeliest.masked_fill(surplus, 0), 1, generator=generator)
-    return ids.gather(1, drawn)[:, 0]
+    return likeliest.masked_fill(surplus, 0), ids
 
 
 # --- the fast form of the network for one new token at a time -------------------------------------

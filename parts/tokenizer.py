@@ -57,8 +57,22 @@ CODE = {
     "space": r"[ \t]+|\s",
 }
 CODE_PATTERN = "|".join(CODE.values())
+
+# How Llama 3 splits text (Grattafiori et al. 2024, https://arxiv.org/abs/2407.21783). llama.cpp
+# knows this splitting and not the one for code; a token holds 1.4 % less Python with it, at 8,192
+# tokens. White space is counted up to 50,000, since tiktoken panics at a million.
+LLAMA3_PATTERN = "|".join(
+    (
+        "'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])",
+        r"[^\r\n\p{L}\p{N}]?+\p{L}++",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]++[\r\n]*+",
+        r"(?:[^\S\r\n]*+[\r\n]++){1,50000}",
+        r"\s{1,50000}(?!\S)|\s",
+    )
+)
 # tiktoken is given only these: its Rust code panics if a pattern matches the empty text.
-PATTERNS = {"gpt2": GPT2_PATTERN, "code": CODE_PATTERN}
+PATTERNS = {"gpt2": GPT2_PATTERN, "code": CODE_PATTERN, "llama3": LLAMA3_PATTERN}
 
 # Byte-level BPE writes each of the 256 bytes as a printable character in tokenizer.json. This is
 # GPT-2's table.

@@ -75,7 +75,7 @@ class Settings:
     tokenizer = "bpe"  # bpe (trained here), gpt2, a folder with a tokenizer.json, or a hub model
     eot = ""  # the special token of that tokenizer that ends a text; empty: the one that it names
     vocab_size = 8192  # tokens of that bpe
-    pattern = "code"  # how that bpe splits text first: code or gpt2
+    pattern = "code"  # how that bpe splits text first: code, gpt2 or llama3
     licences = "permissive"  # permissive, any, or a list like MIT,Apache-2.0; if known
     min_stars = 0  # fewest stars of a repository, if known
     origin = ""  # parts of repository names to take, comma-separated; -part leaves out

@@ -28,7 +28,7 @@ FINEWEB_EDU = {
 class Settings(corpus.Settings):
     out = "web"  # the data set's name: a folder in data/
     tokenizer = "gpt2"  # gpt2, bpe (trained here), a folder with a tokenizer.json, or a hub model
-    pattern = "gpt2"  # how that bpe splits text first: code or gpt2
+    pattern = "gpt2"  # how that bpe splits text first: code, gpt2 or llama3
     val_fraction = 0.005  # share of the bytes held out for val, in whole pages
     prose = True  # its lines may have any length
     fim_rate = 0.0  # share of the train split rearranged to teach filling in the middle; 0: none

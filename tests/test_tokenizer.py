@@ -85,7 +85,7 @@ def auto_tokenizer(folder):
     return AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name, files", [("code", 1000), ("gpt2", 100)])
+@pytest.mark.parametrize("name, files", [("code", 1000), ("gpt2", 100), ("llama3", 100)])
 def test_bpe_gives_the_same_ids_through_tiktoken_tokenizers_and_transformers(
     trained, name, files, tmp_path
 ):
@@ -119,7 +119,7 @@ def test_bpe_gives_the_same_ids_on_overlapping_repetitions(name, alphabet):
     assert [ours.encode(text) for text in texts] == [theirs.encode(text).ids for text in texts]
 
 
-def test_every_character_is_kept_by_both_patterns(trained):
+def test_every_character_is_kept_by_every_pattern(trained):
     characters = map(chr, itertools.chain(range(0xD800), range(0xE000, 0x110000, 9)))
     text = "".join(f"{character}a " for character in characters)
     for ours in trained.values():
