@@ -132,7 +132,10 @@ class Service:
         meta |= {"n_params": self.model.num_params(), "fim": self.fim}
         entry = {"id": self.name, "object": "model", "created": self.created}
         entry |= {"owned_by": "nanoneox", "meta": meta}
-        return JSONResponse({"object": "list", "data": [entry]})
+        asked = request.path_params.get("model")
+        if asked not in (None, self.name):
+            raise Refused(404, f"there is no model {asked[:100]!r}", code="model_not_found")
+        return JSONResponse(entry if asked else {"object": "list", "data": [entry]})
 
     async def completions(self, request: Request) -> Response:
         body = parse(Completions, await self.body(request))
@@ -429,6 +432,7 @@ def app(service: Service) -> Log:
         Route("/health", service.health),
         Route("/metrics", service.metrics),
         Route("/v1/models", service.models),
+        Route("/v1/models/{model}", service.models),
         Route("/v1/completions", service.completions, methods=["POST"]),
         Route("/v1/chat/completions", service.chat_completions, methods=["POST"]),
         Route("/completion", service.completion, methods=["POST"]),

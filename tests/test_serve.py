@@ -280,6 +280,10 @@ def test_stop_penalties_best_of_and_limits(server):
     penalties = dict(frequency_penalty=2, presence_penalty=2)
     plain, varied = (create(**how, **more, logprobs=0).choices[0] for more in ({}, penalties))
     assert len(set(varied.logprobs.tokens)) > 2 * len(set(plain.logprobs.tokens))
+    [model] = server.client.models.list()
+    assert server.client.models.retrieve(model.id) == model and model.meta["n_ctx_train"] == 128
+    with pytest.raises(openai.NotFoundError):
+        server.client.models.retrieve("other")
     drawn = how | dict(temperature=1, seed=1, logprobs=0)
     four = create(**drawn, n=4).choices
     best = create(**drawn, best_of=4).choices[0]
