@@ -260,7 +260,7 @@ def test_the_card_says_what_the_model_is_and_a_persons_own_stays(
     assert "| steps | 61 |" in text and "bits_per_byte" not in text
     for mine in (text.replace("61", "sixty-one"), "# My model\n"):
         card.write_text(mine)
-        assert not cards.write(out) and card.read_text() == mine
+        assert "README.md is yours" in cards.write(out) and card.read_text() == mine
     # Beside a README of one's own no new run begins, nor is the old one set aside.
     begin = (*TINY, f"--dataset={dataset}", "--max_iters=1")
     assert in_process(monkeypatch, *begin, f"--out_dir={out}") == 2
