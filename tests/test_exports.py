@@ -272,6 +272,7 @@ def test_the_card_says_what_the_model_is_and_a_persons_own_stays(
     assert f"fine-tuned from {trained.name} " in (tuned / "README.md").read_text()
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not here")
 def test_git_and_the_hub_are_told_to_leave_out_all_but_the_model(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     (folder / "wandb.json").write_text("{}")
