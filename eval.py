@@ -140,7 +140,8 @@ def save(report: dict, cfg, folder: Path):
         print(f"the evaluation that was in {file} is now {aside}")
     write_json(file, report | {"arguments": vars(cfg)})
     if all((folder / name).is_file() for name in ("run.json", "model.safetensors")):
-        card.write(folder)
+        if trouble := card.write(folder):
+            print(trouble)
 
 
 def read_report(folder: Path) -> dict:

@@ -56,18 +56,21 @@ def is_untouched(file: Path) -> bool:
     return mark + rest == seal(body)
 
 
-def write(folder: Path) -> bool:
-    """Write the card of an exported run, and .gitignore where there is none. False if there is a
-    README.md that a person wrote or changed, which stays. OSError or ValueError if the folder's
-    files cannot be read or written."""
+def write(folder: Path) -> str:
+    """Write the card of an exported run, and .gitignore where there is none. Returns why there is
+    no new card: "" if there is one. A README.md that a person wrote or changed stays. OSError if
+    the disk does not take it."""
     file, ignored = folder / "README.md", folder / ".gitignore"
     if not ignored.exists():
         write_text(ignored, IGNORED)
     if file.exists() and not is_untouched(file):
-        return False
-    text = card(folder)
+        return f"{file} is yours and stays; no model card was written"
+    try:
+        text = card(folder)
+    except (ValueError, KeyError, TypeError) as error:  # somebody changed run.json, ...
+        return f"no model card was written: {error!r}"
     write_text(file, text + seal(text))
-    return True
+    return ""
 
 
 def card(folder: Path) -> str:
@@ -75,7 +78,8 @@ def card(folder: Path) -> str:
     is about the exported weights, eval.json."""
     run, config = load_json(folder / "run.json"), load_json(folder / "config.json")
     settings, data, origin = run["settings"], run.get("data", {}), run.get("origin", {})
-    lines, _ = read_lines(folder / "metrics.jsonl")
+    metrics = folder / "metrics.jsonl"
+    lines = read_lines(metrics)[0] if metrics.exists() else []
     tokenizer, base = load_tokenizer(folder), run.get("base")
     licences, language = origin.get("licences") or {}, origin.get("language")
     known = {name.lower() for name in licences}

@@ -416,8 +416,8 @@ class Run:
             except ValueError as error:
                 return print(f"not exported: {error}")
             tok.save(self.out, model.config.block_size)
-            if not card.write(self.out):
-                print(f"{self.out / 'README.md'} is yours and stays; no model card was written")
+            if trouble := card.write(self.out):
+                print(trouble)
 
         self.exported = self.attempt("the exported model", write)
 

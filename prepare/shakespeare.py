@@ -64,6 +64,10 @@ def make_tokenizer(cfg, text: str, train_text: str) -> tokenization.Tokenizer:
 
 def main():
     cfg = configurator.load(Settings)
+    if cfg.eot and cfg.tokenizer in ("char", "bpe"):
+        configurator.die(
+            "--eot belongs to a tokenizer from elsewhere; give --tokenizer=... or drop it"
+        )
     cfg.out = cfg.out or f"shakespeare_{Path(cfg.tokenizer).name}"
     text = read_text(cfg.file)
     if len(text) < 100:

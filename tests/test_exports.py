@@ -260,7 +260,7 @@ def test_the_card_says_what_the_model_is_and_a_persons_own_stays(
     assert "| steps | 61 |" in text and "bits_per_byte" not in text
     for mine in (text.replace("61", "sixty-one"), "# My model\n"):
         card.write_text(mine)
-        assert not cards.write(out) and card.read_text() == mine
+        assert "README.md is yours" in cards.write(out) and card.read_text() == mine
     # Beside a README of one's own no new run begins, nor is the old one set aside.
     begin = (*TINY, f"--dataset={dataset}", "--max_iters=1")
     assert in_process(monkeypatch, *begin, f"--out_dir={out}") == 2
@@ -272,6 +272,7 @@ def test_the_card_says_what_the_model_is_and_a_persons_own_stays(
     assert f"fine-tuned from {trained.name} " in (tuned / "README.md").read_text()
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not here")
 def test_git_and_the_hub_are_told_to_leave_out_all_but_the_model(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     (folder / "wandb.json").write_text("{}")

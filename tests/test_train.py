@@ -153,10 +153,11 @@ def test_transformers_continues_20_prompts_with_the_same_64_tokens(trained, data
     prompts = [text[i * 500 : i * 500 + 60] for i in range(20)]
     for prompt in prompts:
         ids = [tokenizer.eot, *tokenizer.encode(prompt)]
-        assert ids == their_tokenizer(prompt)["input_ids"]
-        expected = theirs.generate(
-            torch.tensor([ids]), max_new_tokens=64, do_sample=False, eos_token_id=None
-        )[0, len(ids) :]
+        given = their_tokenizer(prompt, return_tensors="pt")
+        assert given["input_ids"].tolist() == [ids]
+        expected = theirs.generate(**given, max_new_tokens=64, do_sample=False, eos_token_id=None)[
+            0, len(ids) :
+        ]
         assert generate(ours, [ids], 64, temperature=0)[0] == expected.tolist()
 
 
