@@ -45,7 +45,7 @@ from parts.tokenizer import Tokenizer
 RUN_FILES = """ckpt.pt ckpt.*.pt best.pt damaged.pt damaged.*.pt run.json metrics.jsonl loss.png
     scores.png eval.json eval.*.json trace.json trace.*.json tokenizer.json tokenizer_config.json
     config.json generation_config.json model.safetensors README.md .gitignore mlflow.json wandb.json
-    lock""".split()
+    *.gguf lock""".split()
 
 # --- models to use --------------------------------------------------------------------------------
 

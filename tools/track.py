@@ -27,7 +27,8 @@ from parts.files import load_json, parse_json, read_json, read_lines, write_json
 from parts.tracking import TRACKERS, complain, finite_numbers
 
 FILES = ("run.json", "metrics.jsonl", "eval.json", "loss.png", "scores.png", "ckpt.pt")
-EXPORT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+EXPORT = ("config.json", "generation_config.json", "model.safetensors", "README.md")
+EXPORT += ("tokenizer.json", "tokenizer_config.json")
 
 
 class Settings:
