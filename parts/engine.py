@@ -15,6 +15,7 @@ likely). Three things save time without changing it:
 - a `Lookup` guesses the next tokens, and the network checks all of them at once
 """
 
+import contextlib
 import dataclasses
 import math
 import threading
@@ -180,7 +181,7 @@ class Engine:
         self, model: NeoX, tokenizer: Tokenizer, rows: int, queue: int = 64, threads: int = 0
     ):
         """rows: completions that are decoded together. queue: how many more may wait. threads: of
-        the CPU; 0: one."""
+        the CPU; 0: as many as torch uses."""
         self.model, self.tokenizer, self.queue = model, tokenizer, queue
         threads = threads or min(torch.get_num_threads(), rows)
         self.block_size = model.config.block_size
@@ -245,7 +246,8 @@ class Engine:
                     self.leave(row, "error")
             delivered, self.parts = self.parts, {}
             for job, parts in delivered.items():
-                job.deliver(parts)
+                with contextlib.suppress(RuntimeError):  # the caller's event loop has ended
+                    job.deliver(parts)
 
     def weed(self):
         """Drop what nobody waits for any more, or has waited for too long."""
