@@ -150,11 +150,11 @@ class Service:
             literal = bool(body.echo) and scored
             read = await self.read(prompt, body.suffix or None, most, literal)
             tokens += len(read["ids"])
-            for _ in range(each):
+            for choice in range(each):
                 if body.echo:
                     text = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
                     shown[len(asks)] = text
-                asks.append(self.ask(body, read, len(asks), logprobs=told, echo=literal))
+                asks.append(self.ask(body, read, choice, logprobs=told, echo=literal))
         usage = {"prompt_tokens": tokens}
         answer = Answer(body, self.tokenizer, self.name, usage)
         if body.stream:
@@ -307,7 +307,7 @@ class Service:
         return read
 
     def ask(self, body, read: dict, number: int, defaults: dict | None = None, **more) -> Ask:
-        """An Ask of a request's row `number`, each of which has a seed of its own."""
+        """An Ask for a prompt's choice `number`, each of which has a seed of its own."""
         how = body.sampling(**(defaults or {}))
         if how.get("seed") is not None:
             how["seed"] += number

@@ -160,6 +160,10 @@ def head(x, eps, scale, shift, weight, bias, logits):
     product(h, weight, bias, logits)
 
 
+def arrays(*tensors: torch.Tensor) -> tuple[np.ndarray, ...]:
+    return tuple(tensor.detach().numpy() for tensor in tensors)
+
+
 class Few:
     """A `Decoder` of float32 on a CPU, for a few tokens at a time. It shares its memory."""
 
@@ -170,23 +174,14 @@ class Few:
         self.table = model.gpt_neox.embed_in.weight
         self.positions = model.gpt_neox.embed_pos.weight if c.learned_positions else None
         self.stages = [
-            (
-                tuple(tensor.detach().numpy() for tensor in stage[2:]),
-                stage.attention,
-                c.n_inner * stage.mlp,
-            )
-            for stage in decoder.stages
+            (arrays(*stage[2:]), stage.attention, c.n_inner * stage.mlp) for stage in decoder.stages
         ]
         # Without rotary positions there is nothing to rotate.
-        self.cos, self.sin, self.cache = (
-            model.cos.numpy(),
-            decoder.sin.numpy(),
-            decoder.cache.numpy(),
-        )
+        self.cos, self.sin, self.cache = arrays(model.cos, decoder.sin, decoder.cache)
         norm, bias = model.gpt_neox.final_layer_norm, model.embed_out.bias
         bias = torch.zeros(c.vocab_size) if bias is None else bias
-        self.head = [t.detach().numpy() for t in (norm.weight, norm.bias, decoder.head, bias)]
-        self.threads = ThreadPoolExecutor(threads) if threads > 1 else None
+        self.head = arrays(norm.weight, norm.bias, decoder.head, bias)
+        self.threads = ThreadPoolExecutor(max(threads - 1, 1))
         self.count = threads
 
     def read(self, pieces) -> torch.Tensor:
@@ -235,7 +230,7 @@ class Few:
 
     def each(self, do, parts: list[slice]):
         """do(part) for each part, together."""
-        if len(parts) == 1:
-            do(parts[0])
-        else:
-            list(self.threads.map(do, parts))
+        others = [self.threads.submit(do, part) for part in parts[1:]]
+        do(parts[0])
+        for other in others:
+            other.result()

@@ -230,6 +230,9 @@ def test_streams_choices_logprobs_and_usage(server):
     whole = server.client.completions.create(**how)
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     assert len({choice.text for choice in whole.choices}) > 2
+    for prompt, choices in zip(how["prompt"], (whole.choices[:2], whole.choices[2:])):
+        alone = server.client.completions.create(**how | {"prompt": prompt}).choices
+        assert [choice.text for choice in alone] == [choice.text for choice in choices]
     texts, told, ends = [""] * 4, [0] * 4, [None] * 4
     options = {"include_usage": True}
     for chunk in server.client.completions.create(**how, stream=True, stream_options=options):
