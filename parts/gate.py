@@ -179,5 +179,5 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, number, frame):
         if not self.should_exit:
-            say("what is being written ends first; Ctrl-C once more stops at once")
+            say("ending when nothing is being written any more; Ctrl-C once more ends at once")
         super().handle_exit(number, frame)

@@ -60,6 +60,11 @@ def main():
 
 def measure(cfg, url: str, ckpt: Path, tokenizer, texts: list[str]):
     prompts = [text[: 300 + 10 * number] for number, text in enumerate(texts)]
+    whole = ours(cfg, url, prompts, 1, 0)
+    # A model may end its text at once.
+    prompts = [prompt for n, prompt in enumerate(prompts) if whole(n) > cfg.max_tokens // 2]
+    if len(prompts) < 2:
+        configurator.die("the model ends nearly every text at once; lower --max_tokens")
     ways = {}
     for temperature in (0, 0.8):
         for clients in (1, cfg.clients):
@@ -77,7 +82,7 @@ def measure(cfg, url: str, ckpt: Path, tokenizer, texts: list[str]):
             rate = run(number) / (time.perf_counter() - began)
             rates[name] += [rate] * (number >= 0)
         for name, tokens in ("cold", cfg.prefix), ("seen before", cfg.prefix + 20):
-            prompt = tokenizer.decode(ids[number][:tokens])
+            prompt = tokenizer.decode(ids[number % len(ids)][:tokens])
             seconds = first_token(url, prompt)
             firsts[name] += [1000 * seconds] * (number >= 0)
     for name, values in rates.items():
@@ -109,7 +114,7 @@ def ours(cfg, url: str, prompts: list[str], clients: int, temperature: float):
 
 def llama(cfg, prompts: list[str]):
     def run(number: int) -> int:
-        body = dict(prompt=prompts[number], n_predict=cfg.max_tokens, temperature=0)
+        body = dict(prompt=prompts[number % len(prompts)], n_predict=cfg.max_tokens, temperature=0)
         return post(f"{cfg.llama}/completion", body)["tokens_predicted"]
 
     return run
@@ -126,7 +131,7 @@ def transformers(cfg, ckpt: Path, prompts: list[str]) -> dict:
         model = AutoModelForCausalLM.from_pretrained(ckpt, dtype=dtype).eval()
 
         def run(number: int) -> int:
-            ids = tokenizer(prompts[number], return_tensors="pt").input_ids
+            ids = tokenizer(prompts[number % len(prompts)], return_tensors="pt").input_ids
             room = model.config.max_position_embeddings - cfg.max_tokens
             ids = ids[:, -max(room, 8) :]
             mask = torch.ones_like(ids)

@@ -2,7 +2,7 @@
 
     python tools/gguf.py out/python_cpu                  # out/python_cpu-f32.gguf
     python tools/gguf.py out/python_cpu --dtype=q8_0 --out=small.gguf
-    llama-server -m out/python_cpu-f32.gguf              # completions; /infill for editors
+    llama-server -m out/python_cpu-f32.gguf -b 96        # completions; /infill for editors
 
 It takes what sample.py takes. docs/LLAMA_CPP.md says what is exact and what is not.
 """
