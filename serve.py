@@ -18,7 +18,9 @@ from parts.start import run_script
 
 import asyncio
 import json
+import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -145,16 +147,18 @@ class Service:
             raise Refused(400, "best_of: cannot be streamed, as the best are known last", "best_of")
         most, scored = self.most(body.max_tokens, 16, "max_tokens"), body.logprobs is not None
         told = 0 if each > n and not scored else body.logprobs
+        literal = bool(body.echo) and scored
+        if literal and body.suffix:
+            raise Refused(400, "suffix: not with echo and logprobs", "suffix")
         asks, tokens, shown = [], 0, {}
         for prompt in prompts:
-            literal = bool(body.echo) and scored
             read = await self.read(prompt, body.suffix or None, most, literal)
             tokens += len(read["ids"])
             for choice in range(each):
                 if body.echo:
                     text = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
                     shown[len(asks)] = text
-                asks.append(self.ask(body, read, choice, logprobs=told, echo=literal))
+                asks.append(self.ask(body, read, choice, logprobs=told))
         usage = {"prompt_tokens": tokens}
         answer = Answer(body, self.tokenizer, self.name, usage)
         if body.stream:
@@ -273,12 +277,12 @@ class Service:
         if isinstance(prompt, list):
             if suffix:
                 raise Refused(400, "suffix: needs a prompt that is text", "suffix")
-            if max(prompt) >= self.model.config.vocab_size:
-                last = self.model.config.vocab_size - 1
+            if max(prompt) >= self.tokenizer.vocab_size:
+                last = self.tokenizer.vocab_size - 1
                 raise Refused(400, f"prompt: token ids are from 0 to {last}", "prompt")
-            read = {"ids": prompt, "max_new_tokens": most}
+            read = {"ids": prompt, "max_new_tokens": most} | ({"echo": 0} if literal else {})
         else:
-            if not suffix and (gap := split_marks(prompt)):
+            if not suffix and not literal and (gap := split_marks(prompt)):
                 prompt, suffix = gap
             try:
                 if suffix or suffix is not None and self.fim:
@@ -289,7 +293,8 @@ class Service:
                 elif literal:
                     ids = self.tokenizer.encode(prompt, special=True)
                     start = [] if self.tokenizer.eot is None else [self.tokenizer.eot]
-                    read = {"ids": start + ids, "max_new_tokens": most}
+                    ids = start + ids or self.tokenizer.encode("\n")
+                    read = {"ids": ids, "max_new_tokens": most, "echo": len(start)}
                 else:
                     found = read_prompt(self.tokenizer, prompt)
                     read = {"ids": found.ids, "first_ids": found.first_ids}
@@ -326,11 +331,13 @@ class Service:
         def deliver(parts):
             loop.call_soon_threadsafe(arrived.put_nowait, parts)
 
+        if len(asks) > (most := self.cfg.queue + self.cfg.rows):
+            raise Refused(400, f"{len(asks)} completions are more than the {most} of --queue")
         try:
             job = self.engine.submit(asks, deliver, stream, self.cfg.max_seconds)
         except Full as error:
             raise Refused(429, f"{error}; try again later") from None
-        request.state.job, usage["completion_tokens"], left = job, 0, len(asks)
+        request.state.job, left = job, len(asks)
         gone = asyncio.ensure_future(disconnected(request))
         try:
             while left:
@@ -345,7 +352,7 @@ class Service:
                         raise Refused(status, f"not done within {self.cfg.max_seconds:g} s")
                     if part.finish == "error":
                         raise Refused(500, "the model failed; the server's log says why")
-                    usage["completion_tokens"] += len(part.tokens)
+                    usage["completion_tokens"] = job.written
                     left -= bool(part.finish)
                     if not left:
                         self.counts.first.observe((job.first or job.ended) - job.came)
@@ -416,7 +423,7 @@ def app(service: Service) -> Log:
         return JSONResponse(refused.body, refused.status, headers.get(refused.status))
 
     def unknown(request: Request, error: HTTPException) -> Response:  # 404 and 405
-        status, path = error.status_code, request.url.path[:100]
+        status, path = error.status_code, request.scope["raw_path"].decode("latin-1")[:100]
         return refuse(request, Refused(status, f"{request.method} {path}: {error.detail}"))
 
     def leave(request: Request, error: ClientDisconnect) -> Response:
@@ -441,7 +448,8 @@ def app(service: Service) -> Log:
     inner = Starlette(routes=routes, exception_handlers=handlers | {Exception: failed})
     inner.add_middleware(Gate, cfg=service.cfg, refuse=refuse)
     if origins := service.cfg.allow_origin:
-        inner.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=["*"])
+        how = dict(allow_methods=["GET", "POST"], allow_headers=["*"])
+        inner.add_middleware(CORSMiddleware, allow_origins=origins, **how)
     return Log(inner, service.counts, {route.path for route in routes})
 
 
@@ -453,7 +461,10 @@ def main():
         listener = socket.create_server((cfg.host.strip("[]"), cfg.port), family=family)
     except OSError as error:
         configurator.die(f"{cfg.host}:{cfg.port}: {error.strerror or error}; try another --port")
+    except (TypeError, ValueError):
+        configurator.die(f"--host={cfg.host} is no address")
     service.engine.start()
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     Patient.seconds = cfg.arrival_seconds
     server = Server(
         uvicorn.Config(
@@ -461,7 +472,7 @@ def main():
             http=Patient,
             ws="none",
             lifespan="off",
-            log_level="warning",
+            log_config=None,
             access_log=False,
             server_header=False,
             limit_concurrency=1000,
@@ -470,12 +481,18 @@ def main():
         )
     )
     c, port = service.model.config, listener.getsockname()[1]
+    host = f"[{cfg.host.strip('[]')}]" if ":" in cfg.host else cfg.host
     print(
         f"serving {service.name} ({service.model.num_params() / 1e6:.2f}M parameters, context "
-        f"{c.block_size}{', fills gaps' if service.fim else ''}) on http://{cfg.host}:{port}",
+        f"{c.block_size}{', fills gaps' if service.fim else ''}) on http://{host}:{port}",
         flush=True,
     )
-    server.run(sockets=[listener])
+    if hangup := getattr(signal, "SIGHUP", None):
+        signal.signal(hangup, lambda *_: server.handle_exit(signal.SIGTERM, None))
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.engine.close(now=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What clients of serve.py send and get: the forms of OpenAI's API and of llama.cpp's server.
 
-A body is checked by a model of pydantic's. Fields that we do not know are ignored, as servers of
-this kind do; those that would change the answer and that we do not have are refused by name.
+A body is checked by a model of pydantic's. Fields that it does not name are ignored, as servers of
+this kind do; those with the type Absent are refused by name.
 """
 
 import re
@@ -25,8 +25,8 @@ def texts(value: Any) -> Any:
     value = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
         raise ValueError("must be a text that is not empty, or a list of such texts")
-    if len(value) > 16 or any(len(text) > 1000 for text in value):
-        raise ValueError("must be at most 16 texts, of 1,000 characters each")
+    if len(value) > 64 or any(len(text) > 1000 for text in value):
+        raise ValueError("must be at most 64 texts, of 1,000 characters each")
     return value
 
 
@@ -48,7 +48,7 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None  # 0: the likeliest alone
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Penalty | None = None
@@ -106,11 +106,11 @@ class Completions(OpenAI):
 class Said(BaseModel):
     model_config = ConfigDict(strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict]
+    content: str | list[dict] | None
 
     def message(self) -> Message:
         """ValueError where it holds more than text."""
-        text = self.content
+        text = self.content or ""
         if not isinstance(text, str):
             if not all(part.get("type") == "text" for part in text):
                 raise ValueError("a message may hold text only")

@@ -58,7 +58,9 @@ class Ask:
     indent: int = 0  # end before a line that is indented less
     seed: int | None = None
     logprobs: int | None = None  # how many of the likeliest tokens to tell with each; None: nothing
-    echo: bool = False  # tell the logprobs of the prompt's tokens too
+    echo: int | None = (
+        None  # tell the prompt's tokens too, from this one on, and a last special one
+    )
     seconds: float = 0.0  # end after that time, once a line is written; 0: no limit
 
     def sampling(self) -> dict:
@@ -163,7 +165,7 @@ class Job:
         self.deliver, self.stream = deliver, stream
         self.came, self.deadline = time.monotonic(), time.monotonic() + seconds
         self.first = self.ended = 0.0  # when its first token and its last came
-        self.reused = 0  # tokens of prompts that did not have to be read
+        self.reused = self.written = 0  # tokens of prompts that were in the cache; and new ones
         self.cancelled = False
 
     def cancel(self):
@@ -199,11 +201,16 @@ class Engine:
     def start(self):
         self.thread.start()
 
-    def close(self):
-        """End the thread as soon as nothing is decoded any more."""
+    def close(self, now: bool = False):
+        """End the thread as soon as nothing is decoded any more; now: after this step, and return
+        when it has ended."""
         with self.condition:
             self.closing = True
+            for row in (*self.waiting, *self.rows) if now else ():
+                row.job.cancel()
             self.condition.notify()
+        if now:
+            self.thread.join(5)
 
     def submit(
         self, asks: list[Ask], deliver: Callable[[list[Part]], None], stream=False, seconds=600.0
@@ -269,7 +276,11 @@ class Engine:
         if not row:
             return
         row.began, ids = time.monotonic(), row.unread(self.block_size)[:-1]
-        known = {} if row.ask.echo else {slot: common(slot.holds(), ids) for slot in self.slots}
+        known = (
+            {}
+            if row.ask.echo is not None
+            else {slot: common(slot.holds(), ids) for slot in self.slots}
+        )
         slot = max(free, key=lambda slot: (known.get(slot, 0), -slot.used))
         row.cached = known.get(slot, 0)
         best = max(known, key=known.get, default=slot)
@@ -305,7 +316,7 @@ class Engine:
         for feed, end in zip(feeds, ends):
             row, count = feed.row, len(feed.ids) + len(feed.guess)
             row.cached += len(feed.ids)
-            if row.ask.echo and not row.written:
+            if row.ask.echo is not None and not row.written:
                 begin = end - count
                 self.tell_prompt(row, feed.ids, self.logits(hidden[begin : begin + len(feed.ids)]))
             if feed.writes:
@@ -367,6 +378,7 @@ class Engine:
         row.cached += right
         row.guesses = min(2 * row.guesses, MOST_GUESSED) if right == len(guess) else right + 1
         self.counts["written"] += position + 1
+        row.job.written += position + 1
         self.counts["guessed"] += len(guess)
         self.counts["right"] += right
         if finish:
@@ -402,7 +414,8 @@ class Engine:
     def tell_prompt(self, row: Row, ids: list[int], logits: torch.Tensor):
         """The tokens of a prompt that were just read, with logits (T, V)."""
         before = [row.last_logits, *logits[:-1]]
-        row.ready += [self.tell(row, scores, token) for token, scores in zip(ids, before)]
+        told = [self.tell(row, scores, token) for token, scores in zip(ids, before)]
+        row.ready += told[max(row.ask.echo - row.cached + len(ids), 0) :]
         row.last_logits = logits[-1]
 
     def finish(self, row: Row, token: int) -> str:
@@ -435,6 +448,8 @@ class Engine:
         while row.new and (last or row.told + self.length(row.new[0]) <= row.shown):
             token = row.new.pop(0)
             if last and row.told >= row.shown:  # behind the end: of a stop text, or <|endoftext|>
+                if row.ask.echo is not None and token.id in self.stop_ids:
+                    row.ready.append(token)
                 break
             row.told += self.length(token)
             if self.length(token) > 0:  # else the first one, which is but the prompt's end

@@ -1,6 +1,7 @@
 """Around the routes of serve.py: who may ask, how long a client may take, what is logged and
 counted, and how the server ends."""
 
+import asyncio
 import hmac
 import ipaddress
 import sys
@@ -12,6 +13,7 @@ import prometheus_client as prometheus
 import uvicorn
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from parts.engine import Engine
@@ -39,6 +41,14 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def name_in(host: str) -> str:
+    """The name or address in a Host header, without its port; "" if there is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 class Metrics:
@@ -92,6 +102,13 @@ class Log:
 
         try:
             await self.app(scope, receive, note)
+        except asyncio.CancelledError:  # the server does not wait any longer
+            scope.setdefault("state", {})["reason"] = "the server ended"
+            if not status:
+                refused = Refused(503, "the server ends")
+                await JSONResponse(refused.body, refused.status)(scope, receive, note)
+            else:
+                await send({"type": "http.response.body", "body": b""})
         finally:
             seconds = time.monotonic() - began
             path = scope["path"] if scope["path"] in self.paths else "other"
@@ -99,7 +116,7 @@ class Log:
             self.metrics.seconds.labels(path).observe(seconds)
             shown = scope["raw_path"].decode("ascii", "backslashreplace")[:100]
             reason = scope.get("state", {}).get("reason", "")
-            say(f"{scope['method']} {shown} {status} {1000 * seconds:.0f} ms {reason}")
+            say(f"{scope['method'][:10]} {shown} {status} {1000 * seconds:.0f} ms {reason}")
 
 
 class Gate:
@@ -121,28 +138,32 @@ class Gate:
         if sum(len(name) + len(value) for name, value in request.scope["headers"]) > MOST_HEADERS:
             raise Refused(431, f"the headers may have {MOST_HEADERS} bytes at most")
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if is_local(self.cfg.host) and not is_local(urlsplit(f"//{host}").hostname or ""):
+        if is_local(self.cfg.host) and not is_local(name_in(host)):
             # Otherwise any web page could ask, by a name of its own that leads here.
             raise Refused(403, f"this server is not {host[:100]!r}")
         own = origin in (f"http://{host}", f"https://{host}")
         if origin and not own and origin not in self.cfg.allow_origin:
             raise Refused(403, f"pages of {origin[:100]!r} need --allow_origin")
         if self.cfg.api_key and request.url.path not in ("/", "/health"):
-            given = request.headers.get("authorization", "").encode()
-            if not hmac.compare_digest(given, f"Bearer {self.cfg.api_key}".encode()):
+            kind, _, given = (
+                dict(request.scope["headers"]).get(b"authorization", b"").partition(b" ")
+            )
+            same = hmac.compare_digest(given.strip(), self.cfg.api_key.encode())
+            if kind.lower() != b"bearer" or not same:
                 raise Refused(401, "send the api_key as a bearer token", code="invalid_api_key")
 
 
 def say(line: str):
+    line = "".join(c if c.isprintable() else "?" for c in line)
     print(f"{time.strftime('%H:%M:%S')} {line}".rstrip(), file=sys.stderr, flush=True)
 
 
 class Patient(H11Protocol):
     """uvicorn's HTTP/1.1, with an end to its patience: a client that does not send the head of its
-    request within some seconds is told 408."""
+    request within some seconds is told 408, and one that does not end its body is left."""
 
     seconds = 10.0
-    timer = None
+    timer, awaited = None, None
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -158,19 +179,23 @@ class Patient(H11Protocol):
             self.timer.cancel()
 
     def set_timer(self):
-        """Running while the head of a request is awaited."""
-        awaited = self.conn.their_state is h11.IDLE
-        if awaited and not self.timer:
-            self.timer = self.loop.call_later(self.seconds, self.give_up)
-        elif not awaited and self.timer:
+        """Running while a head or a body is awaited; each has its own time."""
+        if self.awaited is self.conn.their_state:
+            return
+        if self.timer:
             self.timer.cancel()
-            self.timer = None
+        self.timer, self.awaited = None, self.conn.their_state
+        if self.awaited in (h11.IDLE, h11.SEND_BODY):
+            # A route that reads the body has told 408 by then.
+            seconds = self.seconds + (self.awaited is h11.SEND_BODY)
+            self.timer = self.loop.call_later(seconds, self.give_up)
 
     def give_up(self):
-        self.timer = None
-        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
-            say("- - 408: no whole request came")
-            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")
+        if not self.transport.is_closing():
+            if self.awaited is h11.IDLE:
+                say("- - 408 no whole request came")
+                end = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n"
+                self.transport.write(end)
             self.transport.close()
 
 

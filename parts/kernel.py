@@ -219,6 +219,12 @@ class Few:
         self.each(of, self.cuts([1] * len(x)))
         return logits
 
+    def activated(self, x: torch.Tensor, width: int) -> torch.Tensor:
+        """x (N, n_read) to (N, width), by the model's activation."""
+        out = torch.empty(len(x), width)
+        activate(x.numpy(), self.kind, out.numpy())
+        return out
+
     def cuts(self, lengths: list[int]) -> list[slice]:
         """Parts with about as many tokens for each thread; pieces of these lengths stay whole."""
         cuts, end, total = [0], 0, sum(lengths)

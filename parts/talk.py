@@ -63,11 +63,13 @@ def read_line() -> str | None:
 def recent(
     tokenizer: Tokenizer, messages: list[Message], room: int
 ) -> tuple[list[Message], list[int]]:
-    """The conversation without its oldest turns, as many as must go so that `room` tokens hold it,
-    but never the last message; and its ids."""
-    while len(ids := chat.encode(tokenizer, messages)[0]) > room and len(messages) > 1:
-        messages = messages[2:]  # a question and its answer
-    return messages, ids
+    """The conversation without its oldest messages, as many as must go so that `room` tokens hold
+    it, but never the last one; and its ids. It does not begin with an answer."""
+    first = len(messages) - 1
+    while first and len(chat.encode(tokenizer, messages[first - 1 :])[0]) <= room:
+        first -= 1
+    first += messages[first].role == "assistant" and first < len(messages) - 1
+    return messages[first:], chat.encode(tokenizer, messages[first:])[0]
 
 
 def reply(model: NeoX, tokenizer: Tokenizer, ids: list[int], cfg, seed: int) -> Iterator[str]:

@@ -222,6 +222,24 @@ def test_rows_of_the_cache_read_what_the_model_reads(settings):
             assert read == [64] * 4
 
 
+def test_kernel_steps_aside_for_another_activation(monkeypatch, capsys):
+    """One that differs for large arguments alone, which few tokens have."""
+    import model as plain_model
+    from parts import generate as generation
+
+    def edited(x):
+        return torch.where(x > 9, 9, plain_model.F.gelu(x, approximate="tanh"))
+
+    config = plain_model.NeoXConfig(vocab_size=97, block_size=32, n_layer=1, n_head=2, n_embd=32)
+    config.activation = "gelu_new"
+    model = plain_model.NeoX(config).eval()
+    assert Decoder(model, 2, 1).few
+    monkeypatch.setitem(plain_model.ACTIVATIONS, "gelu_new", edited)
+    monkeypatch.setattr(generation, "gelu_fast", edited)
+    assert Decoder(model, 2, 1).few is None
+    assert "parts/kernel.py differs" in capsys.readouterr().err
+
+
 # --- OpenAI's client ------------------------------------------------------------------------------
 
 
@@ -266,7 +284,14 @@ def test_echo_scores_a_text(server, trained):
     assert np.allclose(choice.logprobs.token_logprobs[1:], expected, atol=1e-4)
     assert choice.text == tokenizer.decode(ids[0].tolist())
     one = server.client.completions.create(prompt=text, **how | dict(max_tokens=1)).choices[0]
-    assert one.text.startswith(text) and len(one.logprobs.tokens) == ids.shape[1] + 1
+    assert "".join(one.logprobs.tokens) == one.text and one.text.startswith(text)
+    assert np.allclose(one.logprobs.token_logprobs[:-1], expected, atol=1e-4)
+    # Whatever comes next is told, so that a list has one entry for each token of a prompt, and one.
+    for end in range(2, ids.shape[1], 3):
+        prompt = ids[0, :end].tolist()
+        told = server.client.completions.create(prompt=prompt, **how | dict(max_tokens=1))
+        assert len(told.choices[0].logprobs.tokens) == end + 1
+        assert told.usage.completion_tokens == 1
     with pytest.raises(openai.BadRequestError, match="context"):
         server.client.completions.create(prompt=text * 20, **how)
 
@@ -405,7 +430,7 @@ BODIES = [  # JSON, or bytes, and what is wrong with it
     GOOD | {"temperature": -1},
     GOOD | {"temperature": "hot"},
     GOOD | {"temperature": [0.5]},
-    GOOD | {"top_p": 0},
+    GOOD | {"top_p": -0.1},
     GOOD | {"top_p": 1.1},
     GOOD | {"top_k": -5},
     GOOD | {"n": 0},
@@ -413,7 +438,7 @@ BODIES = [  # JSON, or bytes, and what is wrong with it
     GOOD | {"n": 2.5},
     GOOD | {"stop": 5},
     GOOD | {"stop": [""]},
-    GOOD | {"stop": ["a"] * 17},
+    GOOD | {"stop": ["a"] * 65},
     GOOD | {"stop": "a" * 1001},
     GOOD | {"seed": 2**64},
     GOOD | {"seed": "x"},
@@ -428,6 +453,7 @@ BODIES = [  # JSON, or bytes, and what is wrong with it
     GOOD | {"best_of": 0},
     GOOD | {"tools": [{"type": "function"}]},
     GOOD | {"prompt": [1, 2], "suffix": "x"},
+    GOOD | {"suffix": "x", "echo": True, "logprobs": 1},
     b'{"prompt": "x", "temperature": NaN}',
     b'{"prompt": "x", "temperature": Infinity}',
     b'{"prompt": "x", "temperature": 1e999}',
@@ -466,7 +492,11 @@ def test_limits_and_places(server):
     assert status("POST", completions, content="x=1", headers={"Content-Type": "text/xml"}) == 415
     zipped = typed | {"Content-Encoding": "gzip"}
     assert status("POST", completions, content="{}", headers=zipped) == 415
-    assert status("POST", completions, json={"prompt": ["x"] * 64, "n": 16}) == 429
+    assert status("POST", completions, json={"prompt": ["x"] * 64, "n": 16}) == 400  # never
+    many = {"prompt": ["x"] * 4, "n": 16, "max_tokens": 200}
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: status("POST", completions, json=many), range(3)))
+    assert 200 in answers and 429 in answers  # later
     assert status("GET", completions) == 405 and status("DELETE", "/health") == 405
     for path in ("/etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/v1//models", "/serve.py", "/\u00e4"):
         assert status("GET", path) == 404
@@ -474,6 +504,7 @@ def test_limits_and_places(server):
         ("Origin", "https://evil.example"),
         ("Origin", "null"),
         ("Host", "evil.example"),
+        ("Host", "["),
         ("Host", f"127.0.0.1.evil.example:{server.port}"),
     ]:
         assert status("POST", completions, json=GOOD, headers={name: value}) == 403
@@ -503,6 +534,17 @@ RAW = {
 }
 
 
+def test_a_body_that_does_not_end_holds_no_connection(server):
+    """Though its answer, a refusal, has been sent."""
+    head = b"GET / HTTP/1.1\r\nHost: evil\r\nContent-Length: 10\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(head)
+        assert b" 403 " in connection.recv(65536)
+        connection.sendall(b"x")
+        while connection.recv(65536):  # a timeout if the server does not close it
+            pass
+
+
 def test_bytes_that_no_client_sends(server):
     with ThreadPoolExecutor(len(RAW)) as pool:
         answers = list(pool.map(server.raw, RAW))
@@ -526,6 +568,11 @@ def test_key_host_origin_and_a_quiet_end(trained):
         answer = httpx.post(f"{server.url}/v1/completions", json=GOOD, headers=key)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://my.site"
+        wanted = {"Access-Control-Request-Method": "POST"}
+        wanted |= {"Access-Control-Request-Headers": "authorization,content-type"}
+        before = key | wanted
+        del before["Authorization"]
+        assert httpx.options(f"{server.url}/v1/completions", headers=before).status_code == 200
         taken = run("serve.py", f"--ckpt={trained}", f"--port={server.port}", ok=False)
         assert taken.returncode == 2 and len(taken.stderr.strip().splitlines()) == 1
         # Ctrl-C: what is being written ends, then the server.
