@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sysconfig
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -144,8 +145,11 @@ def transformers(cfg, ckpt: Path, prompts: list[str]) -> dict:
 
 
 def post(url: str, body: dict):
-    with urllib.request.urlopen(request(url, body), timeout=600) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(request(url, body), timeout=600) as answer:
+            return json.load(answer)
+    except urllib.error.URLError as error:  # not there, or its context is too short
+        configurator.die(f"{url}: {error}")
 
 
 def first_token(url: str, prompt: str) -> float:
