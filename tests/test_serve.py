@@ -44,7 +44,7 @@ class Served:
         text = httpx.get(f"{self.url}/metrics").text
         return float(re.search(rf"^nanoneox_{re.escape(name)} (\S+)$", text, re.M)[1])
 
-    def raw(self, data: bytes, wait=5.0) -> bytes:
+    def raw(self, data: bytes, wait=20.0) -> bytes:
         """What comes back for bytes that no client would send."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as connection:
             connection.sendall(data)
@@ -68,7 +68,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def server(trained):
-    server = Served(f"--ckpt={trained}", "--arrival_seconds=1", "--rows=4", "--max_tokens=300")
+    server = Served(f"--ckpt={trained}", "--arrival_seconds=2", "--rows=4", "--max_tokens=300")
     yield server
     server.stop()
 
@@ -537,7 +537,7 @@ RAW = {
 def test_a_body_that_does_not_end_holds_no_connection(server):
     """Though its answer, a refusal, has been sent."""
     head = b"GET / HTTP/1.1\r\nHost: evil\r\nContent-Length: 10\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(head)
         assert b" 403 " in connection.recv(65536)
         connection.sendall(b"x")
