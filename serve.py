@@ -477,6 +477,7 @@ def main():
             server_header=False,
             limit_concurrency=1000,
             backlog=1024,
+            timeout_keep_alive=20,  # clients give up an idle connection sooner: after 5 s, mostly
             timeout_graceful_shutdown=cfg.drain_seconds,
         )
     )
