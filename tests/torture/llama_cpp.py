@@ -33,11 +33,11 @@ pytestmark = needs_llama_cpp
 
 
 def chosen(folders, suffix, count):
-    """Texts of that many files, always the same ones."""
+    """Texts of that many files that are not empty, always the same ones."""
     files = sorted({file for folder in folders for file in Path(folder).rglob(f"*{suffix}")})
     random.Random(0).shuffle(files)
     read = (file.read_bytes().decode("utf-8", "replace") for file in files if file.is_file())
-    return [text for text in itertools.islice(read, count) if text]
+    return list(itertools.islice((text for text in read if text), count))
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,11 @@ def test_the_likeliest_tokens_are_the_same(model_folder, python_files, tmp_path,
                 theirs = [their_greedy(ask, prompt, 64) for prompt in ids]
             theirs = [[i for i in row if i != tok.eot] for row in theirs]
             agree[dtype, exact] = sum(a == b for a, b in zip(ours, theirs))
+            if dtype == "f32" and exact:
+                pairs = zip(ids, theirs)
+                assert all(same_but_for_ties(model, tok, *pair, 64) for pair in pairs)
     print(agree, sizes)
-    assert len(ids) == 20 and agree["f32", True] == 20
+    assert len(ids) == 20 and agree["f32", True] >= 19
     assert agree["f16", True] >= 18 and agree["q8_0", True] >= 10
     assert sizes["q8_0"] < 0.6 * sizes["f16"] < 0.35 * sizes["f32"]
 
