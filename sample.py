@@ -20,7 +20,7 @@ from tqdm import tqdm
 from parts import configurator, memory, runs
 from parts import device as devices
 from parts.generate import completion, read_prompt, sampling, stream, text_pieces
-from parts.infill import joined, meeting, read_gap
+from parts.infill import meeting, read_gap
 from parts.talk import talk
 
 CURSOR = "<CURSOR>"
@@ -141,8 +141,7 @@ def main():
         for output, token in zip(outputs, step):
             output += [] if token is None else [token]
     for number, output in enumerate(outputs, 1):
-        written = completion(tokenizer, output, prompt.healed, cfg.stop)
-        written = "".join(joined([written], suffix))
+        written = "".join(text_pieces(tokenizer, output, prompt.healed, cfg.stop, suffix))
         print(f"{'-' * 30} sample {number}\n{text}{written}{suffix}")
 
 

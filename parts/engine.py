@@ -151,11 +151,13 @@ class Lookup:
 
     def guess(self, most: int) -> list[int]:
         """Up to `most` tokens that may come next."""
+        if most <= 0:
+            return []
         for end in range(max(self.end, 3), len(self.tokens)):
             self.seen[tuple(self.tokens[end - 3 : end])] = end
         self.end = max(len(self.tokens), self.end)
         place = self.seen.get(tuple(self.tokens[-3:]))
-        return self.tokens[place : place + most] if place and most > 0 else []
+        return self.tokens[place : place + most] if place else []
 
 
 class Job:

@@ -90,19 +90,20 @@ def sampled(trained, prompt, *args, most=48):
     return done.stdout.removesuffix("\n")
 
 
+def greedy(trained, prompt, most):
+    """What sample.py --temperature=0 writes, without its start."""
+    model, tokenizer, _ = runs.load(str(trained), "cpu")
+    read, special = read_prompt(tokenizer, prompt), list(tokenizer.special.values())
+    how = dict(temperature=0, stop_ids=special, first_ids=[read.first_ids])
+    [ids] = generate(model, [read.ids], most, **how, vocab_size=tokenizer.vocab_size)
+    return completion(tokenizer, ids, read.healed)
+
+
 # --- the same text everywhere ---------------------------------------------------------------------
 
 
 def test_text_is_that_of_sample_py_alone_and_together(server, trained):
-    model, tokenizer, _ = runs.load(str(trained), "cpu")
-
-    def sample(prompt):  # as sample.py does
-        read, special = read_prompt(tokenizer, prompt), list(tokenizer.special.values())
-        how = dict(temperature=0, stop_ids=special, first_ids=[read.first_ids])
-        [ids] = generate(model, [read.ids], 48, **how, vocab_size=tokenizer.vocab_size)
-        return completion(tokenizer, ids, read.healed)
-
-    expected = [sample(prompt) for prompt in PROMPTS]
+    expected = [greedy(trained, prompt, 48) for prompt in PROMPTS]
     assert PROMPTS[0] + expected[0] == sampled(trained, PROMPTS[0], "--temperature=0")
 
     def ask(prompt):
@@ -367,13 +368,21 @@ def test_llama_fields_and_indentation(server):
 # --- the cache and its rows -----------------------------------------------------------------------
 
 
-def test_prefix_is_read_once(server):
-    """An editor sends the same text again, and a little more."""
+def test_prefix_is_read_once(server, trained):
+    """An editor sends the same text again, and a little more; choices share their prompt."""
     prefix = "".join(f"def function_{n}(x):\n    return x + {n}\n" for n in range(5))
     first = server.post("/completion", prompt=prefix, n_predict=4, temperature=0).json()
     again = server.post("/completion", prompt=prefix + "\ndef", n_predict=4, temperature=0).json()
     assert again["timings"]["cache_n"] >= first["timings"]["prompt_n"] - 2
     assert again["timings"]["prompt_n"] < 10
+    same = server.post("/completion", prompt=prefix, n_predict=40, temperature=0).json()
+    assert same["timings"]["prompt_n"] == 1 and same["content"] == greedy(trained, prefix, 40)
+    more = prefix + "\ndef"
+    answer = server.client.completions.create(
+        model="any", prompt=more, max_tokens=40, temperature=0, n=4
+    )
+    assert {choice.text for choice in answer.choices} == {greedy(trained, more, 40)}
+    assert answer.usage.prompt_tokens_details.cached_tokens > 2 * answer.usage.prompt_tokens
 
 
 def test_a_client_that_goes_away_frees_its_place(server):

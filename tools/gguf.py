@@ -229,10 +229,15 @@ def read_settings():
 
 
 def target(cfg, folder: Path) -> Path:
-    """The file to write. OSError if it cannot be there."""
+    """The file to write. OSError if it cannot be there, ValueError if another kind of file is."""
     if cfg.out:
         path = Path(cfg.out).expanduser()
-        return path / f"{folder.name}-{cfg.dtype}.gguf" if path.is_dir() else path
+        path = path / f"{folder.name}-{cfg.dtype}.gguf" if path.is_dir() else path
+        if path.is_file() and path.open("rb").read(4) != b"GGUF":  # such as a run's ckpt.pt
+            raise ValueError(
+                f"{path} is not a GGUF file, so it stays as it is; choose another --out"
+            )
+        return path
     here = not cfg.ckpt or configurator.locate(cfg.ckpt).exists()
     folder = folder.resolve() if here else Path.cwd() / Path(cfg.ckpt).name.replace("@", "-")
     return folder.with_name(f"{folder.name}-{cfg.dtype}.gguf")
