@@ -372,17 +372,31 @@ def test_prefix_is_read_once(server, trained):
     """An editor sends the same text again, and a little more; choices share their prompt."""
     prefix = "".join(f"def function_{n}(x):\n    return x + {n}\n" for n in range(5))
     first = server.post("/completion", prompt=prefix, n_predict=4, temperature=0).json()
-    again = server.post("/completion", prompt=prefix + "\ndef", n_predict=4, temperature=0).json()
+    longer = prefix + "\n@decorator\ndef"
+    again = server.post("/completion", prompt=longer, n_predict=40, temperature=0).json()
+    assert again["content"] == greedy(trained, longer, 40)
     assert again["timings"]["cache_n"] >= first["timings"]["prompt_n"] - 2
     assert again["timings"]["prompt_n"] < 10
     same = server.post("/completion", prompt=prefix, n_predict=40, temperature=0).json()
     assert same["timings"]["prompt_n"] == 1 and same["content"] == greedy(trained, prefix, 40)
-    more = prefix + "\ndef"
+    more = prefix + "\nclass Other:\n    def"
     answer = server.client.completions.create(
         model="any", prompt=more, max_tokens=40, temperature=0, n=4
     )
     assert {choice.text for choice in answer.choices} == {greedy(trained, more, 40)}
     assert answer.usage.prompt_tokens_details.cached_tokens > 2 * answer.usage.prompt_tokens
+
+
+def test_what_the_cache_held_gives_the_same_probabilities(server):
+    """echo with logprobs reads its whole prompt."""
+    ids = [0, *range(300, 360)]
+    how = dict(model="any", max_tokens=8, temperature=0, logprobs=0)
+    server.client.completions.create(prompt=ids[:40] + [7, 8, 9], **how)
+    reused = server.client.completions.create(prompt=ids, **how)
+    assert reused.usage.prompt_tokens_details.cached_tokens == 40
+    whole = server.client.completions.create(prompt=ids, echo=True, **how).choices[0].logprobs
+    found = reused.choices[0].logprobs.token_logprobs
+    assert np.allclose(found, whole.token_logprobs[-len(found) :], atol=1e-4)
 
 
 def test_a_client_that_goes_away_frees_its_place(server):
