@@ -32,6 +32,7 @@ class Document(NamedTuple):
     group: str  # its repository or package
     licences: list[str] | None = None  # SPDX names; [] if it has none, None if the source is silent
     stars: int | None = None  # of the repository; None if the source is silent
+    language: str | None = None  # as the source calls it: en, Python; None if it is silent
 
 
 GENERATED_NAME = re.compile(
@@ -63,6 +64,7 @@ RULES = {
     "licence": lambda d, cfg: not permitted(d["licences"], cfg.licences),
     "too few stars": lambda d, cfg: d["stars"] is not None and d["stars"] < cfg.min_stars,
     "other origin": lambda d, cfg: not from_origin(d["group"], cfg.origin),
+    "other language": lambda d, cfg: not in_languages(d["language"], cfg.languages),
     "under 100 characters": lambda d, cfg: d["characters"] < 100,
     "over 1 MB": lambda d, cfg: d["characters"] > 1_000_000,
     "generated": lambda d, cfg: is_generated(d["name"], d["text"][:1500].lower()),
@@ -71,7 +73,15 @@ RULES = {
     "letters under 25 %": lambda d, cfg: d["letters"] < 0.25,
     "digits over 40 %": lambda d, cfg: d["digits"] > 0.4,
     "data table": lambda d, cfg: d["digits"] > 0.1 and table_share(d["text"]) > 0.7,
+    "repeated lines": lambda d, cfg: cfg.prose and repeated_share(d["text"]) > 0.2,
+    "few real words": lambda d, cfg: cfg.prose and not has_words(d["data"], is_english(d, cfg)),
+    "no English sentences": lambda d, cfg: is_english(d, cfg) and not has_stop_words(d["text"]),
 }
+# The last three are for prose. Their thresholds are those of MassiveText: Rae et al. 2021,
+# https://arxiv.org/abs/2112.11446, section A.1.1.
+STOP_WORD = re.compile(r"\b(?:the|be|to|of|and|that|have|with)\b", re.I)
+# Bytes that are neither white space nor part of a letter.
+SYMBOLS = bytes(byte for byte in range(33, 128) if not chr(byte).isalpha())
 
 
 def permitted(licences: list[str] | None, wanted: str) -> bool:
@@ -96,6 +106,50 @@ def from_origin(group: str, origin: str) -> bool:
     return not allowed or any(part in group for part in allowed)
 
 
+def in_languages(language: str | None, wanted: str) -> bool:
+    """Whether a language is in a comma-separated list, or nothing is known or wanted."""
+    names = {name.strip().lower() for name in wanted.split(",") if name.strip()}
+    return not names or language is None or language.lower() in names
+
+
+def is_english(d: dict, cfg) -> bool:
+    """Whether the text is English prose, as its source says or, if it is silent, the settings."""
+    language = cfg.languages if d["language"] is None else d["language"]
+    return cfg.prose and language.lower() in ("en", "eng", "english")
+
+
+def repeated_share(text: str) -> float:
+    """The share of characters in lines that stood above already. Empty lines do not count."""
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    different = set(lines)
+    if len(different) == len(lines):
+        return 0.0
+    total = sum(map(len, lines))
+    return (total - sum(map(len, different))) / total
+
+
+def has_words(data: bytes, english: bool) -> bool:
+    """Whether 80 % of the words hold a letter and, of English ones, the mean length is from 3 to 10
+    bytes. Words are what stands between white space."""
+    words, size = count_words(data)
+    lettered, _ = count_words(data.translate(None, SYMBOLS))
+    return lettered >= 0.8 * words and (not english or 3 <= size / words <= 10)
+
+
+def count_words(data: bytes) -> tuple[int, int]:
+    """The words of a text, and their bytes."""
+    solid = np.frombuffer(data, np.uint8) > 32
+    starts = (data[:1] > b" ") + np.count_nonzero(solid[1:] > solid[:-1])
+    return starts, np.count_nonzero(solid)
+
+
+def has_stop_words(text: str) -> bool:
+    """Whether two different ones of the commonest English words occur."""
+    first = STOP_WORD.search(text)
+    rest = STOP_WORD.finditer(text, first.end()) if first else ()
+    return any(match[0].lower() != first[0].lower() for match in rest)
+
+
 def is_generated(name: str, head: str) -> bool:
     """Whether the file's name, or a mark in its first characters (in lower case), says so."""
     # Searching for plain strings first is faster.
@@ -104,15 +158,15 @@ def is_generated(name: str, head: str) -> bool:
 
 
 def measure(document: Document, data: bytes) -> dict:
-    """What the rules read: the document's fields, its text decoded from `data` (None if it is
-    binary or not UTF-8), and numbers."""
+    """What the rules read: the document's fields, `data`, its text decoded from that (None if it
+    is binary or not UTF-8), and numbers."""
     try:
         text = None if b"\0" in data else data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = None
     if text and "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    d = dict(document._asdict(), text=text)
+    d = dict(document._asdict(), text=text, data=data)
     if text:
         codes = np.frombuffer(data, np.uint8)
         counts = np.bincount(codes, minlength=256)
@@ -145,12 +199,13 @@ KEYS = {
     "GitHub fine-grained token": re.compile(r"github_pat_[A-Za-z0-9_]{50,}"),
     "Slack token": re.compile(r"xox[abeoprs]-[A-Za-z0-9-]{10,}"),
     "Google key": re.compile(r"AIza[A-Za-z0-9_-]{35}"),
-    "JSON web token": re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
+    # A bound, or time would be quadratic in a text of nothing but eyJ.
+    "JSON web token": re.compile(r"eyJ[\w-]{8,999}\.eyJ[\w-]{8,}\.[\w-]{8,}", re.A),
     "private key": re.compile(r"(?s)PRIVATE KEY-----.{32,8192}?-----END [A-Z ]*PRIVATE KEY-----"),
 }
 SECRET_NAMES = ("passw", "secret", "token", "api_key", "apikey", "access_key")
 ASSIGNED = re.compile(
-    r"""(?!tokeni)\w*["']?\s*(?::=|[:=])\s*[bru]?["']([\w+/=.~!@#$%^&*-]{16,128})["']"""
+    r"""(?!tokeni)\w{0,64}["']?\s*(?::=|[:=])\s*[bru]?["']([\w+/=.~!@#$%^&*-]{16,128})["']"""
 )
 # The top-level domain must be a common one, or the matrix product a@b.grad would be an address.
 # git@ is not a person.
@@ -345,21 +400,30 @@ def holds_benchmark(squeezed: bytes, hashes: np.ndarray, benchmark: Benchmark) -
 # --- one document ---------------------------------------------------------------------------------
 
 
+EXAMPLE = 300  # characters of a dropped document that a data set's report shows
+
+
 class Examined(NamedTuple):
     """What cleaning made of a document."""
 
     rule: str | None  # the rule that drops it
     size: int  # bytes read
-    text: bytes = b""  # cleaned, UTF-8; this and the rest only if no rule drops the document
-    keys: np.ndarray | None = None  # from `sketch`
+    text: bytes = b""  # cleaned, UTF-8; of a dropped document the first EXAMPLE characters
+    keys: np.ndarray | None = None  # from `sketch`; this and `masked` only of a document that stays
     masked: Counter | None = None
+    name: str = ""
 
 
 def examine(document: Document, cfg, benchmark: Benchmark | None) -> Examined:
     """Read, judge, mask and sketch one document."""
-    text = document.text
+    text, name = document.text, document.name
+
+    def dropped(rule: str, size: int = 0, text: str = "") -> Examined:
+        # Masked before it is cut: half a key would not be known as one.
+        return Examined(rule, size, mask(text)[0][:EXAMPLE].encode(), name=name)
+
     if text is None:
-        return Examined("unreadable", 0)
+        return dropped("unreadable")
     if isinstance(text, str):
         data = text.encode("utf-8", "replace")
     else:
@@ -367,17 +431,17 @@ def examine(document: Document, cfg, benchmark: Benchmark | None) -> Examined:
             with open(text, "rb") as file:
                 data = file.read(TOO_LARGE)
         except OSError:
-            return Examined("unreadable", 0)
+            return dropped("unreadable")
         if len(data) == TOO_LARGE:
-            return Examined("over 1 MB", len(data))
+            return dropped("over 1 MB", len(data))
     d = measure(document, data)
-    for name, drops in RULES.items():
+    for rule, drops in RULES.items():
         if drops(d, cfg):
-            return Examined(name, len(data))
+            return dropped(rule, len(data), d["text"] or "")
     text, masked = mask(d["text"].strip("\n") + "\n")
     cleaned = text.encode()
     squeezed = squeeze(cleaned)
     hashes = np.sort(windows(squeezed)[1])
     if benchmark and holds_benchmark(squeezed, hashes, benchmark):
-        return Examined("benchmark", len(data))
-    return Examined(None, len(data), cleaned, sketch(squeezed, hashes), masked)
+        return dropped("benchmark", len(data), text)
+    return Examined(None, len(data), cleaned, sketch(squeezed, hashes), masked, name)

@@ -5,6 +5,8 @@ A set for fine-tuning also has train.mask and val.mask: for each token a byte, 1
     documents -> [processes: read, clean, sketch] -> drop duplicates -> spool file -> split by group
               -> tokenizer -> [processes: encode] -> bin files -> move the folder into place
 
+With --part the first step alone is done here, and prepare/join.py goes on from there: share.py.
+
 Only a few batches of 1 MB and a few numbers per document are in memory at a time, so a corpus may
 have any size.
 """
@@ -43,15 +45,18 @@ from parts import tokenizer as tokenization
 from parts.configurator import ROOT, die, locate, mistakes, require
 from parts.files import read_json, sync_folder, unused, write_json
 from parts.tokenizer import ENDOFTEXT, Tokenizer
+from prepare import share
 from prepare.clean import (
+    EXAMPLE,
     RULES,
-    TOO_LARGE,
     Benchmark,
     Document,
     Examined,
     examine,
+    mask,
     read_benchmark,
 )
+from prepare.share import Judged, size_of
 from prepare.sources import choose_val, seeded
 
 BATCH = 1_000_000  # bytes that a process handles at a time
@@ -64,13 +69,17 @@ FILES = (
 )
 
 
-class Settings:
-    """What `build` reads. A script that calls it adds `source` and `out`."""
+# All that a document may meet, in this order.
+ALL_RULES = (
+    *("read", "unreadable", *RULES),
+    *("benchmark", "exact duplicate", "near duplicate", "held out for val", "kept"),
+)
 
-    path = ""  # a folder of your own code instead
-    file = ""  # *.jsonl, *.jsonl.gz or *.parquet files instead; commas and globs
+
+class Text:
+    """What becomes of documents, in a finished set or a stream."""
+
     max_mb = 0.0  # stop after this much source text, in MB; 0: no limit
-    val_fraction = 0.05  # share of the bytes held out for val, in whole repositories or packages
     column = ""  # of those files, the column that holds the text; empty: content, text or the like
     tokenizer = "bpe"  # bpe (trained here), gpt2, a folder with a tokenizer.json, or a hub model
     eot = ""  # the special token of that tokenizer that ends a text; empty: the one that it names
@@ -78,12 +87,22 @@ class Settings:
     pattern = "code"  # how that bpe splits text first: code, gpt2 or llama3
     licences = "permissive"  # permissive, any, or a list like MIT,Apache-2.0; if known
     min_stars = 0  # fewest stars of a repository, if known
+    languages = ""  # of rows that say theirs: en, or a list like Python,Go; empty: any
     origin = ""  # parts of repository names to take, comma-separated; -part leaves out
     decontaminate = ""  # leave out a benchmark's problems: a file like HumanEval.jsonl.gz
-    prose = False  # text, not code: its lines may have any length
+    prose = False  # text, not code: lines of any length, but few repeated ones, and real words
     fim_rate = 0.5  # share of the train split rearranged to teach filling in the middle; 0: none
     fim_context = 128  # tokens that a rearranged piece may have: best the block_size of training
     seed = 1337  # of the order, the split, the tokenizer's sample, and what is rearranged
+
+
+class Settings(Text):
+    """What `build` reads. A script that calls it adds `source` and `out`."""
+
+    path = ""  # a folder of your own code instead
+    file = ""  # *.jsonl, *.jsonl.gz or *.parquet files instead; commas and globs
+    val_fraction = 0.05  # share of the bytes held out for val, in whole repositories or packages
+    part = ""  # clean this share only, such as 3/16; prepare/join.py makes a data set of all
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -97,7 +116,8 @@ def parallel(
     workers: int | None = None,
 ) -> Iterator:
     """function(item) for each item, in order, on all cores. start(*args) runs first in each worker.
-    Only a few items are in flight, so memory stays flat.
+    Only a few items are in flight, so memory stays flat. None among the items says that there is
+    none at the moment, and comes back.
 
     Workers are spawned, not forked: forking a process that has threads can hang it."""
     workers = workers or count_cores()
@@ -109,10 +129,13 @@ def parallel(
         try:
             waiting = deque()
             for item in items:
-                with starting_processes():
-                    waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * workers:
+                if item is not None:
+                    with starting_processes():
+                        waiting.append(pool.submit(function, item))
+                while waiting and (len(waiting) > 2 * workers or waiting[0].done()):
                     yield waiting.popleft().result()
+                if item is None:
+                    yield None
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
@@ -176,9 +199,9 @@ def starting_processes():
 # --- the data set's folder ------------------------------------------------------------------------
 
 
-def find_place(out: str) -> Path:
+def place_of(out: str) -> Path:
     """The folder that --out names: below data/ or, if it is an absolute path, anywhere but in the
-    rest of this repository. Links are followed. ValueError if a data set must not go there."""
+    rest of this repository. Links are followed. ValueError if no data set must go there."""
     path = os.path.expanduser(out)
     places = ROOT, ROOT / "data", ROOT / "data" / path
     root, data, target = (Path(os.path.realpath(place)) for place in places)
@@ -191,25 +214,33 @@ def find_place(out: str) -> Path:
         raise ValueError(f"--out={out!r} is part of nanoNeoX itself; choose another --out")
     if os.path.lexists(target) and not target.is_dir():
         raise ValueError(f"{target} is no folder; choose another --out")
+    return target
+
+
+def find_place(out: str, part: bool = False) -> Path:
+    """The folder of a new data set, or a part of one. ValueError if it holds anything else."""
+    target = place_of(out)
     present = {path.name for path in target.iterdir()} if target.is_dir() else set()
-    others = sorted(present - set(FILES))
-    if others or present and not present & {"meta.json", "train.bin", "val.bin"}:
+    files = share.FILES if part else FILES
+    others = sorted(present - set(files))
+    if others or present and not present & {"meta.json", "train.bin", "val.bin", "part.json"}:
         found = ", ".join(others[:3] or sorted(present))
+        kind = "part" if part else "data set"
         raise ValueError(
-            f"{target} is not a data set's folder (it holds {found}); choose another --out"
+            f"{target} is not a {kind}'s folder (it holds {found}); choose another --out"
         )
     return target
 
 
 @contextmanager
-def new_dataset(out: str) -> Iterator[Path]:
-    """A folder to write a data set into. If the block succeeds, the folder is moved to data/<out>,
-    otherwise it is removed.
+def new_dataset(out: str, part: bool = False) -> Iterator[Path]:
+    """A folder to write a data set, or a part of one, into. If the block succeeds, the folder is
+    moved to data/<out>, otherwise it is removed.
 
     So a run that is interrupted, even by SIGKILL, leaves the old data set or none. Nothing that
     existed is ever removed."""
     with mistakes():
-        target = find_place(out)
+        target = find_place(out, part)
         made = [folder for folder in target.parents if not folder.exists()]
         # The computer's name: over a network, another one's locks may be invisible.
         folder = target.with_name(f".{target.name}.partial-{platform.node()}-{os.getpid()}")
@@ -252,7 +283,7 @@ def remove_empty(folders: list[Path]):
 
 
 def is_same(new: Path, old: Path) -> bool:
-    """Whether two data sets hold the same tokens and tokenizer."""
+    """Whether two data sets hold the same tokens and tokenizer, or two parts the same documents."""
     facts = [
         [read_json(folder / "meta.json").get(key) for key in ("tokenizer", "vocab_size", *SPLITS)]
         for folder in (new, old)
@@ -260,7 +291,7 @@ def is_same(new: Path, old: Path) -> bool:
     try:
         return facts[0] == facts[1] and all(
             filecmp.cmp(new / name, old / name, shallow=False)
-            for name in FILES
+            for name in (*FILES, *share.FILES)
             if name != "meta.json"  # this also says when and how it was made
             and ((new / name).exists() or (old / name).exists())  # few sets have masks
         )
@@ -362,17 +393,21 @@ def write_dataset(folder: Path, tok: Tokenizer, encoded: Iterable[Encoded], abou
         count["sha256"] = hashes[f"{split}.bin"].hexdigest()
         if f"{split}.mask" in hashes:
             count["mask_sha256"] = hashes[f"{split}.mask"].hexdigest()
-    versions = {name: version(name) for name in ("numpy", "tiktoken", "tokenizers")}
     meta = {
         "tokenizer": {"kind": tok.kind, "file": "tokenizer.json"},
         "vocab_size": tok.vocab_size,
         **counts,
         "fim": dict(fim),
         **about,
-        "versions": {"python": sys.version.split()[0], **versions},
+        "versions": versions(),
     }
     write_json(folder / "meta.json", meta)
     return meta
+
+
+def versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("numpy", "tiktoken", "tokenizers")}
+    return {"python": sys.version.split()[0], **packages}
 
 
 def text_bytes(tok: Tokenizer, ids: np.ndarray) -> int:
@@ -390,12 +425,8 @@ def print_report(meta: dict, out: str, command: str = ""):
     """What was read, dropped, masked and written, and what to run next: the command or, without
     one, a training from scratch."""
     if meta.get("cleaning"):
-        print(f"{'':<36}{'documents':>10}{'MB':>10}")
-        for rule, count in meta["cleaning"].items():
-            if count["documents"]:
-                print(f"{rule:<36}{count['documents']:>10,}{count['bytes'] / 1e6:>10.1f}")
-        masked = ", ".join(f"{count:,} {name}" for name, count in meta["masked"].items())
-        print(f"masked: {masked or 'nothing'}; split by {meta['split_by']}")
+        print_cleaning(meta)
+        print(f"split by {meta['split_by']}")
     for split in ("train", "val"):
         n = meta[split]
         size = f"{n['bytes'] / 1e6:,.2f} MB"
@@ -408,6 +439,15 @@ def print_report(meta: dict, out: str, command: str = ""):
     density = meta["val"]["bytes"] / meta["val"]["tokens"]
     print(f"val: {density:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
     print(f"next: {command or training_command(out)}")
+
+
+def print_cleaning(meta: dict):
+    print(f"{'':<36}{'documents':>10}{'MB':>10}")
+    for rule, count in meta["cleaning"].items():
+        if count["documents"]:
+            print(f"{rule:<36}{count['documents']:>10,}{count['bytes'] / 1e6:>10.1f}")
+    masked = ", ".join(f"{count:,} {name}" for name, count in meta["masked"].items())
+    print(f"masked: {masked or 'nothing'}")
 
 
 def training_command(out: str) -> str:
@@ -436,7 +476,37 @@ def build(
     """Make data/<cfg.out> from documents. source: what meta.json says about their origin; total:
     their bytes, if known, for the progress bar; unit: what their groups are; command: what to run
     next, if that is not a training from scratch; language: python, go or, of other text, empty."""
-    benchmark = None
+    given, benchmark = check_settings(cfg), None
+    with mistakes():
+        if cfg.decontaminate:
+            benchmark = read_benchmark(locate(cfg.decontaminate))
+        if cfg.column and not cfg.file:
+            raise ValueError("--column names a column of the files in --file=...; give both")
+        part = share.parse(cfg.part)
+    listing = hashlib.blake2b(digest_size=16)
+    mine = share.take(documents, part, cfg.max_mb, listing)
+    total = total and total // part.of
+    judged = examine_all(mine, cfg, benchmark, total)
+    command = command or training_command(cfg.out)
+    about = share.About(source=source, language=language, unit=unit, command=command)
+    if not cfg.part:
+        return assemble(cfg, judged, total, given, about)
+    with mistakes():
+        place = share.folder_of(find_place(cfg.out), part)
+    with new_dataset(str(place), part=True) as folder:
+        check_disk(folder, total)
+        facts = share.write_part(folder, judged, vars(cfg), about, listing)
+    print(
+        f"{place}: {facts['documents']:,} documents, {facts['bytes'] / 1e6:,.2f} MB after cleaning"
+    )
+    print(
+        f"next, where all {part.of} parts are: python prepare/join.py --out={shlex.quote(cfg.out)}"
+    )
+
+
+def check_settings(cfg) -> Tokenizer | None:
+    """The tokenizer that the settings name; None if one is trained. Ends the script where they make
+    no sense."""
     most = {"fim_rate": 1, "val_fraction": 0.5}
     require(cfg, ["val_fraction"], most, pattern=sorted(tokenization.PATTERNS))
     if cfg.tokenizer == "bpe" and not 512 <= cfg.vocab_size <= 65536:
@@ -444,10 +514,6 @@ def build(
     if cfg.fim_rate and cfg.fim_context < infill.SHORTEST:
         die(f"fim_context must be at least {infill.SHORTEST} tokens, not {cfg.fim_context}")
     with mistakes():
-        if cfg.decontaminate:
-            benchmark = read_benchmark(locate(cfg.decontaminate))
-        if cfg.column and not cfg.file:
-            raise ValueError("--column names a column of the files in --file=...; give both")
         if cfg.eot and cfg.tokenizer == "bpe":
             raise ValueError(
                 f"the bpe that is trained here ends texts with {ENDOFTEXT}; drop --eot"
@@ -455,24 +521,35 @@ def build(
         given = None if cfg.tokenizer == "bpe" else open_tokenizer(cfg.tokenizer, cfg.eot)
         if given and cfg.fim_rate and not infill.knows_fim(given):
             say_no_fim(cfg)
+    return given
 
+
+def assemble(
+    cfg, judged: Iterable[Judged], size: int | None, given: Tokenizer | None, about: share.About
+):
+    """Make data/<cfg.out> from documents that went through the cleaning. size: their bytes, if
+    known; given: the tokenizer, unless one is trained."""
     with new_dataset(cfg.out) as folder:
-        if (total or 0) > (free := shutil.disk_usage(folder).free):
-            die(
-                f"{total / 1e6:,.0f} MB of text do not fit on this disk, which has "
-                f"{free / 1e6:,.0f} MB free; --max_mb takes a part of them"
-            )
-        spool, report = fill_spool(folder / "spool", documents, cfg, benchmark, total)
-        is_val, split_by = hold_out(spool, cfg.val_fraction, unit)
+        check_disk(folder, size)
+        spool, report = fill_spool(folder / "spool", judged)
+        is_val, split_by = hold_out(spool, cfg.val_fraction, about["unit"])
         tok = given or train_tokenizer(folder, spool, is_val, cfg)
         with mistakes():
             tok.save(folder)
         encoded = encode_spool(folder, spool, is_val, cfg)
-        about = {"source": source, "language": language, "split_by": split_by}
-        about |= {**report, "arguments": vars(cfg)}
-        meta = write_dataset(folder, tok, encoded, about)
+        origin = {"source": about["source"], "language": about["language"], "split_by": split_by}
+        meta = write_dataset(folder, tok, encoded, {**origin, **report, "arguments": vars(cfg)})
         spool.path.unlink()
-    print_report(meta, cfg.out, command)
+    print_report(meta, cfg.out, about["command"])
+
+
+def check_disk(folder: Path, size: int | None):
+    """Ends the script if so many bytes of text, if known, do not fit on the folder's disk."""
+    if (size or 0) > (free := shutil.disk_usage(folder).free):
+        die(
+            f"{size / 1e6:,.0f} MB of text do not fit on this disk, which has {free / 1e6:,.0f} MB "
+            "free; --max_mb takes a part of them"
+        )
 
 
 def open_tokenizer(name: str, eot: str = "") -> Tokenizer:
@@ -528,41 +605,80 @@ def read_spool(path: Path, places: Iterable[tuple[int, int]]) -> Iterator[str]:
             yield file.read(length).decode()
 
 
-def fill_spool(
-    path: Path, documents: Iterable[Document], cfg, benchmark: Benchmark | None, total: int | None
-) -> tuple[Spool, dict]:
-    """Clean the documents, drop duplicates, and write the rest to the spool file. Returns the spool
-    and a report for meta.json."""
-    groups, texts, lengths = array("Q"), array("Q"), array("Q")
-    rules = ("read", "unreadable", *RULES, "benchmark", "exact duplicate", "near duplicate", "kept")
-    cleaning = {rule: {"documents": 0, "bytes": 0} for rule in rules}
-    masked, licences, table = Counter(), Counter(), np.zeros(2**25, np.uint32)
-
-    def count(rule: str, size: int):
-        cleaning[rule]["documents"] += 1
-        cleaning[rule]["bytes"] += size
-
+def examine_all(
+    documents: Iterable[tuple[int, Document]], cfg, benchmark: Benchmark | None, total: int | None
+) -> Iterator[Judged]:
+    """Clean and sketch documents, given with their places, in all cores and in order."""
     progress = tqdm(total=total, unit="B", unit_scale=True, desc="cleaning", disable=None)
-    with open(path, "wb") as file, progress:
-        cut = batches(documents, cfg.max_mb)
-        for batch in parallel(examine_batch, cut, remember, (cfg, benchmark)):
-            for group, names, examined in batch:
-                count("read", examined.size)
-                progress.update(examined.size)
-                rule = examined.rule or duplicate(table, examined.keys)
-                if rule:
-                    count(rule, examined.size)
-                    continue
-                count("kept", len(examined.text))
-                file.write(examined.text)
-                groups.append(group)
-                texts.append(int(examined.keys[0]))
-                lengths.append(len(examined.text))
-                masked += examined.masked
-                licences.update(names or ["not told"])
+    with progress:
+        for batch in parallel(examine_batch, batches(documents), remember, (cfg, benchmark)):
+            for judged in batch:
+                progress.update(judged.examined.size)
+                yield judged
+
+
+def fill_spool(path: Path, documents: Iterable[Judged]) -> tuple[Spool, dict]:
+    """Drop duplicates, and write what the cleaning leaves to the spool file. Returns the spool and
+    a report for meta.json."""
+    groups, texts, lengths = array("Q"), array("Q"), array("Q")
+    tally, table = Tally(), np.zeros(2**25, np.uint32)
+    with open(path, "wb") as file:
+        for _, group, licences, language, examined in documents:
+            rule = examined.rule or duplicate(table, examined.keys)
+            if rule:
+                tally.drop(rule, examined)
+                continue
+            tally.keep(examined, licences, language)
+            file.write(examined.text)
+            groups.append(group)
+            texts.append(int(examined.keys[0]))
+            lengths.append(len(examined.text))
     spool = Spool(path, *(np.array(a, np.uint64) for a in (groups, texts, lengths)))
-    report = {"licences": dict(licences.most_common()), "cleaning": cleaning}
-    return spool, report | {"masked": dict(masked)}
+    return spool, tally.report()
+
+
+class Tally:
+    """What cleaning did: the documents and bytes that were read, that each rule dropped, and that
+    were kept; the first document that each rule dropped; the licences, languages and masked secrets
+    of those that were kept. A stream saves the report and counts on from it."""
+
+    def __init__(self, report: dict | None = None):
+        """report: what another tally's `report` returned, in memory or from a JSON file."""
+        before = report or {}
+        self.cleaning = {rule: {"documents": 0, "bytes": 0} for rule in ALL_RULES}
+        self.cleaning |= {rule: dict(count) for rule, count in before.get("cleaning", {}).items()}
+        self.licences, self.languages, self.masked = (
+            Counter(before.get(key)) for key in ("licences", "languages", "masked")
+        )
+
+    def count(self, rule: str, size: int):
+        self.cleaning[rule]["documents"] += 1
+        self.cleaning[rule]["bytes"] += size
+
+    def drop(self, rule: str, examined: Examined):
+        self.count("read", examined.size)
+        self.count(rule, examined.size)
+        if "example" not in self.cleaning[rule]:
+            text = examined.text[: 4 * EXAMPLE].decode(errors="ignore")[:EXAMPLE]
+            name = mask(tokenization.valid(examined.name))[0]  # a file's name may be no UTF-8
+            self.cleaning[rule]["example"] = {"name": name, "text": text}
+
+    def keep(self, examined: Examined, licences: list[str] | None, language: str | None = None):
+        self.count("read", examined.size)
+        self.count("kept", len(examined.text))
+        self.masked += examined.masked
+        self.licences.update(licences or ["not told"])
+        if language:
+            self.languages[language] += 1
+
+    def report(self) -> dict:
+        """For meta.json: "cleaning", "licences", "languages" and "masked"."""
+        return {
+            "licences": dict(self.licences.most_common()),
+            "languages": dict(self.languages.most_common()),
+            "cleaning": self.cleaning,
+            "masked": dict(self.masked),
+        }
 
 
 def duplicate(table: np.ndarray, keys: np.ndarray) -> str | None:
@@ -582,23 +698,15 @@ def duplicate(table: np.ndarray, keys: np.ndarray) -> str | None:
     return None
 
 
-def batches(documents: Iterable[Document], max_mb: float) -> Iterator[list[Document]]:
-    """Lists of documents of about BATCH bytes, until max_mb is reached."""
-    batch, size, left = [], 0, max_mb * 1e6 or float("inf")
-    for document in documents:
-        batch.append(document)
-        text, added = document.text, 0
-        if isinstance(text, str):
-            added = len(text)
-        elif text:
-            with contextlib.suppress(OSError):  # it counts as unreadable
-                added = min(text.stat().st_size, TOO_LARGE)
-        size, left = size + added, left - added
-        if size >= BATCH or left <= 0:
+def batches(documents: Iterable[tuple[int, Document]]) -> Iterator[list]:
+    """Lists of documents, each with its place, of about BATCH bytes."""
+    batch, size = [], 0
+    for place, document in documents:
+        batch.append((place, document))
+        size += size_of(document)
+        if size >= BATCH:
             yield batch
             batch, size = [], 0
-        if left <= 0:
-            return
     if batch:
         yield batch
 
@@ -609,10 +717,12 @@ def remember(*values):
     remembered = values
 
 
-def examine_batch(batch: list[Document]) -> list[tuple[int, list[str] | None, Examined]]:
-    """The hash of its group, the licences, and the result of cleaning, of each document."""
+def examine_batch(batch: list[tuple[int, Document]]) -> list[Judged]:
     cfg, benchmark = remembered
-    return [(seeded(cfg.seed, d.group), d.licences, examine(d, cfg, benchmark)) for d in batch]
+    return [
+        Judged(place, seeded(cfg.seed, d.group), d.licences, d.language, examine(d, cfg, benchmark))
+        for place, d in batch
+    ]
 
 
 def hold_out(spool: Spool, val_fraction: float, unit: str) -> tuple[np.ndarray, str]:

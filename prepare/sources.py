@@ -5,6 +5,7 @@ split.
 """
 
 import csv
+import functools
 import glob
 import gzip
 import hashlib
@@ -12,7 +13,8 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ COLUMNS = {
     "group": ("max_stars_repo_name", "repository_name", "repo_name", "repo"),
     "licences": ("max_stars_repo_licenses", "licenses", "license"),
     "stars": ("max_stars_count", "stars"),
+    "language": ("language", "lang"),
 }
 # What these columns must hold; a row whose text is missing or null cannot be read.
 TYPES = {
@@ -38,6 +41,7 @@ TYPES = {
     "group": NotRequired[str | None],
     "licences": NotRequired[list[str] | str | None],
     "stars": NotRequired[int | float | None],
+    "language": NotRequired[object],  # counts if it is a text
 }
 # Bytes of a line of a JSON file. A longer one is passed over: it may not fit in memory, and a
 # million characters, all of them escaped, take less than half as many.
@@ -45,6 +49,19 @@ LONGEST_LINE = 2**24
 LARGEST_LIST = 2**29  # bytes of a JSON list, which takes several times as many of memory
 ROWS_TO_TRY = 100  # if none of so many can be read, the file is of another kind
 DOCUMENTS = (".jsonl", ".jsonl.gz", ".parquet")  # files of documents
+UNREADABLE = Document(None, "", "")
+
+
+class Sharded:
+    """Documents that come in several files, which can be read one without the others."""
+
+    def __init__(self, names: list[str], read: Callable[[int], Iterator[Document]]):
+        """names: of the files, the same wherever they lie; read: the documents of one, by number"""
+        self.names, self.read = names, read
+
+    def __iter__(self) -> Iterator[Document]:
+        for number in range(len(self.names)):
+            yield from self.read(number)
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -111,7 +128,7 @@ def is_source(folder: Path) -> bool:
 # --- rows of files and of the hub -----------------------------------------------------------------
 
 
-def file_documents(patterns: str, text_column: str = "") -> Iterator[Document]:
+def file_documents(patterns: str, text_column: str = "") -> Sharded:
     """Documents from *.jsonl, *.jsonl.gz and *.parquet files, given as comma-separated names or
     globs. text_column: the one that holds the text; empty: the first that COLUMNS names. Ends the
     script at a file that is missing or, once it is reached, damaged."""
@@ -119,8 +136,12 @@ def file_documents(patterns: str, text_column: str = "") -> Iterator[Document]:
         found = named_files("file", patterns, DOCUMENTS)
     known = columns_of(text_column)
     names = [column for columns in known.values() for column in columns]
-    rows = ((file_rows(path, names, known["text"]), path) for path in found)
-    return (document for part, path in rows for document in documents_from(part, path, known))
+
+    def read(number: int) -> Iterator[Document]:
+        path = found[number]
+        return documents_from(file_rows(path, names, known["text"]), path, known)
+
+    return Sharded([f"{Path(path).name} {os.path.getsize(path)}" for path in found], read)
 
 
 def columns_of(text: str = "") -> dict[str, tuple[str, ...]]:
@@ -160,24 +181,33 @@ def file_rows(path: str, known: Iterable[str] = (), needed: Iterable[str] = ()) 
         elif kind == ".json" and begins_list(path):
             yield from json_list(path)
         else:
-            yield from json_rows(path)
+            with opened(path) as file:
+                yield from json_rows(file)
     except (ArrowException, csv.Error, ValueError, OSError, EOFError, zlib.error) as error:
         name = {".jsonl": "JSON lines", ".parquet": "parquet"}.get(kind, kind[1:].upper())
         die(f"{path} cannot be read as {name}: {error}")
 
 
 def parquet_rows(
-    path: str, known: Iterable[str], needed: Iterable[str]
+    file, known: Iterable[str], needed: Iterable[str], start: int = 0
 ) -> Iterator[dict | ValueError]:
+    """The rows of a parquet file, given by its path or opened, from number `start` on. Of the row
+    groups before that one nothing is read."""
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as table:
+    with parquet.ParquetFile(file) as table:
         names = table.schema_arrow.names
         chosen = [column for column in known if column in names]
         if needed and not set(needed) & set(names):
             chosen = []  # so that what is missing can be told with what is there
-        for rows in table.iter_batches(batch_size=256, columns=chosen or None):
-            for number in range(rows.num_rows):
+        groups = list(range(table.num_row_groups))
+        while groups and start >= (rows := table.metadata.row_group(groups[0]).num_rows):
+            start -= rows
+            groups.pop(0)
+        for rows in table.iter_batches(batch_size=256, row_groups=groups, columns=chosen or None):
+            skipped = min(start, rows.num_rows)
+            start -= skipped
+            for number in range(skipped, rows.num_rows):
                 try:  # a text may be no UTF-8, a date beyond Python's
                     row = {
                         name: column[number].as_py()
@@ -193,19 +223,20 @@ def opened(path: str):
     return (gzip.open if path.endswith(".gz") else open)(path, "rb")
 
 
-def json_rows(path: str) -> Iterator:
-    with opened(path) as file:
-        while line := file.readline(LONGEST_LINE):
-            if len(line) == LONGEST_LINE:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(LONGEST_LINE)
-                yield ValueError(f"a line is longer than {LONGEST_LINE:,} bytes")
-            elif line.strip():
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    row = ValueError(error)
-                yield row
+def json_rows(file) -> Iterator:
+    """The values on the lines of an open file, from where it stands. After each one it stands where
+    the next one begins."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST_LINE)
+            yield ValueError(f"a line is longer than {LONGEST_LINE:,} bytes")
+        elif line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                row = ValueError(error)
+            yield row
 
 
 def begins_list(path: str) -> bool:
@@ -247,24 +278,37 @@ def table_rows(path: str, kind: str) -> Iterator[list[str] | ValueError]:
                 yield row
 
 
-def hub_documents(**dataset) -> Iterator[Document]:
+def hub_documents(split: str = "train", **dataset) -> Sharded:
     """Documents of a data set on the Hugging Face hub (arguments as for datasets.load_dataset).
     They are streamed: only what passes the cleaning is written to disk."""
-    return documents_from(hub_rows(**dataset), dataset["path"])
-
-
-def hub_rows(split: str = "train", **dataset) -> Iterator[dict]:
-    try:
+    name = dataset["path"]
+    with hub_mistakes(name):
         from datasets import load_dataset
 
-        yield from load_dataset(split=split, streaming=True, **dataset)
+        streamed = load_dataset(split=split, streaming=True, **dataset)
+        count = streamed.num_shards
+
+    def rows(number: int) -> Iterator[dict]:
+        with hub_mistakes(name):
+            yield from streamed.shard(count, number)
+
+    return Sharded([f"{name} {n}" for n in range(count)], lambda n: documents_from(rows(n), name))
+
+
+@contextmanager
+def hub_mistakes(name: str):
+    try:
+        yield
     except Exception as error:  # gated, offline, renamed: the library raises a dozen types
-        name = dataset["path"]
-        die(
-            f"{name} cannot be streamed ({type(error).__name__}). If it is gated, accept its terms "
-            f"on huggingface.co/datasets/{name} and run `hf auth login`; offline, name local "
-            "copies of its files with --file=..."
-        )
+        die(cannot_stream(name, error))
+
+
+def cannot_stream(name: str, error: Exception, setting: str = "file") -> str:
+    return (
+        f"{name} cannot be streamed ({type(error).__name__}). If it is gated, accept its terms on "
+        f"huggingface.co/datasets/{name} and run `hf auth login`; offline, name local copies of "
+        f"its files with --{setting}=..."
+    )
 
 
 def documents_from(
@@ -272,25 +316,33 @@ def documents_from(
 ) -> Iterator[Document]:
     """Turn rows into Documents. One that cannot be read becomes a Document without text. Ends the
     script if that happens to the first ROWS_TO_TRY rows, or to all. known: as COLUMNS."""
-    columns, shape, problem, readable = {}, dict, None, False
+    problem, readable = None, False
     for number, row in enumerate(rows, 1):
-        document = Document(None, "", "")
         try:
-            if isinstance(row, ValueError):
-                raise row
-            check_shape(row, f"row {number}", shape)
-            if not columns:
-                columns = find_columns(row, known)
-                shape = TypedDict("Row", {columns[field]: TYPES[field] for field in columns})
-                check_shape(row, f"row {number}", shape)
-            document, readable = to_document(row, columns), True
+            document, readable = read_row(row, f"row {number}", known), True
         except ValueError as error:
-            problem = problem or error
+            document, problem = UNREADABLE, problem or error
         yield document
         if number == ROWS_TO_TRY and not readable:
             break
     if problem and not readable:
         die(f"{origin} holds no documents: {problem}")
+
+
+def read_row(row, where: str, known: dict[str, tuple[str, ...]]) -> Document:
+    """A row as a Document. ValueError if it cannot be read, or is one."""
+    if isinstance(row, ValueError):
+        raise row
+    check_shape(row, where, dict)
+    columns = find_columns(row, known)
+    check_shape(row, where, shape_of(tuple(columns.items())))
+    return to_document(row, columns)
+
+
+@functools.cache
+def shape_of(columns: tuple[tuple[str, str], ...]) -> type:
+    """What a row must hold, given pairs of a Document's field and its column."""
+    return TypedDict("Row", {column: TYPES[field] for field, column in columns})
 
 
 def find_columns(row: dict, known: dict[str, tuple[str, ...]]) -> dict[str, str]:
@@ -314,7 +366,10 @@ def to_document(row: dict, columns: dict[str, str]) -> Document:
     if "licences" in columns:
         licences = [licences] if isinstance(licences, str) else licences or []
     name = get.get("name") or ""
-    return Document(get["text"], name, get.get("group") or name, licences, get.get("stars"))
+    language = get.get("language")
+    language = language if isinstance(language, str) else None
+    group = get.get("group") or name
+    return Document(get["text"], name, group, licences, get.get("stars"), language)
 
 
 # --- the val split --------------------------------------------------------------------------------

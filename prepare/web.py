@@ -21,7 +21,7 @@ from prepare import corpus, sources
 FINEWEB_EDU = {
     "path": "HuggingFaceFW/fineweb-edu",
     "name": "sample-10BT",
-    "columns": ["text", "url"],
+    "columns": ["text", "url", "language"],
 }
 
 
@@ -30,7 +30,7 @@ class Settings(corpus.Settings):
     tokenizer = "gpt2"  # gpt2, bpe (trained here), a folder with a tokenizer.json, or a hub model
     pattern = "gpt2"  # how that bpe splits text first: code, gpt2 or llama3
     val_fraction = 0.005  # share of the bytes held out for val, in whole pages
-    prose = True  # its lines may have any length
+    prose = True  # lines of any length, but few repeated ones, and real words
     fim_rate = 0.0  # share of the train split rearranged to teach filling in the middle; 0: none
 
 
