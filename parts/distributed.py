@@ -3,17 +3,29 @@
     torchrun --nproc_per_node=2 train.py config/python_t4.py             # whole models (DDP)
     torchrun --nproc_per_node=2 train.py config/python_t4.py --shard     # slices of them (FSDP2)
 
+On two machines, with --node_rank=0 on the first and 1 on the second:
+
+    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=1 --master_addr=FIRST --master_port=29500 \
+        train.py config/python_t4.py --grad_accum=8
+
+Each has its own copy of the data set. Only the first writes a run, and sends what it resumes from.
+
 The processes share the grad_accum batches of a step, so that together they do what one does alone.
 Without torchrun every function here returns what it was given.
 """
 
-from parts.start import say
+from parts.start import say, speaks
 
 import inspect
+import json
 import math
 import os
+import platform
 import sys
+import time
+import uuid
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,6 +35,8 @@ from parts import configurator
 
 # Optimizers that treat every number by itself, so that a slice of a matrix is as good as the whole.
 SHARDABLE = ("adamw", "adam", "sgd", "lion", "schedulefree")
+PATIENCE = 1800  # seconds in which all processes must have come, as torch has it
+CHUNK = 2**26  # bytes of a file that are sent at once
 
 
 def running() -> bool:
@@ -60,15 +74,38 @@ def join(cfg, device: str) -> tuple[int, int]:
     from torch.distributed.rendezvous import rendezvous  # which some builds of torch lack
 
     try:
-        # After a restart torchrun's store still has what the processes before wrote, and whoever
-        # reads their addresses waits for them for half an hour.
-        store, *_ = next(rendezvous("env://"))
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store = meet(next(rendezvous("env://"))[0], rank, world)
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (ValueError, RuntimeError) as error:
         configurator.die(f"the {world} processes do not find each other: {error}")
     return rank, world
+
+
+def meet(store, rank: int, world: int):
+    """The store of these processes alone. RuntimeError if not all of them come.
+
+    After a restart torchrun's store still has what the processes before wrote, and whoever reads
+    their addresses waits for them for half an hour. torchrun's count of restarts does not tell them
+    apart: a machine that was started again counts from 0. So each process asks under a name that
+    nobody had before, and rank 0 answers."""
+    if rank:
+        name = uuid.uuid4().hex
+        store.set(f"{rank} asks", name)
+        ours = store.get(f"answer to {name}").decode()
+        store.set(f"{rank} heard {ours}", "")
+        return dist.PrefixStore(ours, store)
+    ours, missing, end = uuid.uuid4().hex, set(range(1, world)), time.monotonic() + PATIENCE
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{other} asks"]):
+                store.set(f"answer to {store.get(f'{other} asks').decode()}", ours)
+            if store.check([f"{other} heard {ours}"]):
+                missing.remove(other)
+        if time.monotonic() > end:
+            raise RuntimeError(f"{len(missing)} have not come in {PATIENCE // 60} minutes")
+        time.sleep(0.01)
+    return dist.PrefixStore(ours, store)
 
 
 def place() -> tuple[int, int, int]:
@@ -84,6 +121,11 @@ def place() -> tuple[int, int, int]:
             "them with torchrun --nproc_per_node=N train.py ..., or one alone after: unset RANK"
         )
     return tuple(map(int, told.values()))
+
+
+def machine() -> str:
+    """Which of torchrun's machines this is, with its name."""
+    return f"machine {os.environ.get('GROUP_RANK', '0')} ({platform.node()})"
 
 
 def restarted() -> bool:
@@ -103,8 +145,12 @@ def together():
     rank = dist.get_rank() if running() else 0
     mistake = ended is not None and not isinstance(ended, SystemExit)
     failed, first = agree(ended is not None, -rank if mistake else -math.inf)
-    if mistake and first == -rank:
-        configurator.tell(ended)
+    if failed and first > -math.inf:
+        where, text = gather([machine(), str(ended)])[int(-first)]
+        if first == -rank:
+            configurator.tell(ended)
+        elif where != machine() and speaks():
+            configurator.tell(f"on {where}: {text}")
     if failed:
         raise SystemExit(ended.code if ended and not mistake else 2)
 
@@ -163,6 +209,51 @@ def agree(*values: float) -> list[float] | tuple[float, ...]:
     values = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(values, dist.ReduceOp.MAX)
     return values.tolist()
+
+
+def gather(value) -> list:
+    """What each process has, by rank: a plain value, as JSON has it."""
+    if not running():
+        return [value]
+    text = json.dumps(value).encode()
+    size = int(agree(len(text))[0])
+    mine = torch.frombuffer(bytearray(text.ljust(size)), dtype=torch.uint8)
+    found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, mine)
+    return [json.loads(bytes(text.numpy())) for text in found]
+
+
+def refuse_differences(about: dict):
+    """ValueError where another process has other values than rank 0. All call it at once."""
+    places, facts = zip(*gather([machine(), about]))
+    for where, other in zip(places, facts):
+        for key, value in facts[0].items():
+            if other.get(key) != value:
+                raise ValueError(
+                    f"{key} is {value} on {places[0]}, but {other.get(key)} on {where}; all need "
+                    "the same"
+                )
+
+
+def send_file(path: Path | None, to: Path | None):
+    """Copy rank 0's file `path` to `to` of each process that gives one. All call it at once; a disk
+    that fails is an OSError when all is through, so that nobody waits for the rest."""
+    failed = None
+    rank, size = dist.get_rank(), agree(path.stat().st_size if path else 0)[0]
+    file = open(path if rank == 0 else to or os.devnull, "rb" if rank == 0 else "wb")
+    with file:
+        for start in range(0, int(size), CHUNK):
+            block = torch.zeros(min(CHUNK, int(size) - start), dtype=torch.uint8)
+            try:
+                if rank == 0:
+                    file.readinto(block.numpy())
+                dist.broadcast(block, 0)
+                if rank:
+                    file.write(block.numpy())
+            except OSError as error:
+                failed = failed or error
+    if failed:
+        raise failed
 
 
 def mean(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,13 @@ from parts.start import say
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import math
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -223,12 +225,36 @@ class Run:
 
     def to_resume(self, init_from: str) -> dict | None:
         """The checkpoint to go on from; None for a new run. ValueError where there has to be one
-        and there is none, or where a new run would mix with what the folder holds."""
+        and there is none, or where a new run would mix with what the folder holds. Rank 0 decides,
+        and `share_checkpoint` tells the others, whose machine may have another disk."""
         auto = init_from == "auto" or distributed.restarted()
         if init_from == "resume" or auto and checkpoints(self.out):
-            self.checkpoint, self.file = newest_checkpoint(self.out)
-        else:
+            with contextlib.suppress(*(ValueError, OSError) if self.rank else ()):
+                self.checkpoint, self.file = newest_checkpoint(self.out)
+        elif self.rank == 0:
             refuse_foreign_files(self.out)
+        return self.checkpoint
+
+    def share_checkpoint(self) -> dict | None:
+        """Rank 0's checkpoint, on all processes. It is sent where the disk has another or none."""
+        if not distributed.running():
+            return self.checkpoint
+        own = [(self.checkpoint or {}).get(key) for key in ("step", "began", "elapsed")]
+        wanted, file = distributed.gather([own, str(self.file)])[0]
+        if wanted[0] is None:
+            self.checkpoint = self.file = None
+        lacks = wanted[0] is not None and own != wanted
+        if not distributed.agree(lacks)[0]:
+            return self.checkpoint
+        with contextlib.ExitStack() as stack:
+            copy = None
+            with distributed.together():
+                if lacks:
+                    copy = Path(stack.enter_context(tempfile.TemporaryDirectory()), "ckpt.pt")
+            with distributed.together():
+                distributed.send_file(self.file if self.rank == 0 else None, copy)
+                if lacks:
+                    self.checkpoint, self.file = load_checkpoint(copy), file
         return self.checkpoint
 
     def refuse_other(self, cfg, dataset: Dataset, tokenizer: Tokenizer):
@@ -242,12 +268,12 @@ class Run:
                 raise ValueError(
                     f"{key}={value} does not fit the run in {self.out}, which began with {began[0]}"
                 )
-        if not tokenizer.has_ids_of(load_json(self.out / "tokenizer.json")):
-            raise ValueError(
-                f"the run in {self.out} was trained with another tokenizer than data set "
-                f"{cfg.dataset} has now"
-            )
-        if self.rank == 0:
+        if self.rank == 0:  # all have the same data set, but not all the run's folder
+            if not tokenizer.has_ids_of(load_json(self.out / "tokenizer.json")):
+                raise ValueError(
+                    f"the run in {self.out} was trained with another tokenizer than data set "
+                    f"{cfg.dataset} has now"
+                )
             was, now = self.data_before(), dataset.verify()
             if not cfg.new_data and any(was.get(split, now[split]) != now[split] for split in now):
                 raise ValueError(
@@ -279,7 +305,8 @@ class Run:
         if self.checkpoint:
             self.restore(optimizers, scaler, cfg)
             self.saved_step = self.checkpoint["step"]
-            self.metrics = read_metrics(self.out, self.saved_step)
+            if self.rank == 0:
+                self.metrics = read_metrics(self.out, self.saved_step)
             print(f"going on from step {self.saved_step}, {self.file}")
         if self.rank:
             return
@@ -449,6 +476,17 @@ class Run:
     def last_step(self, key: str) -> int:
         """The last step whose line has this key; -1 if none has."""
         return max((line["step"] for line in self.metrics if key in line), default=-1)
+
+
+def what_must_agree(cfg, dataset: Dataset) -> dict:
+    """What all processes of a training must have alike: the data set's contents, by their hashes,
+    and the settings but for places on a machine's disk."""
+    own = ("dataset", "out_dir", "init_from")
+    tokens = "stream" if "stream" in dataset.meta else "train"  # of a stream its name, as it grows
+    data = json.dumps([dataset.meta[key] for key in (tokens, "val")]).encode()
+    data += (dataset.folder / "tokenizer.json").read_bytes()
+    found = {"the data set's hash": hashlib.sha256(data).hexdigest()[:16]}
+    return found | {key: value for key, value in vars(cfg).items() if key not in own}
 
 
 def run_folder(out_dir: str) -> Path:

@@ -3,10 +3,13 @@ processes goes on from."""
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -60,18 +63,12 @@ SWITCHED = ["--max_iters=6", "--learned_positions", "--shared_norm", "--head_bia
 MASKED = [["masked", *SWITCHED], ["masked_sharded", *SWITCHED, "--shard"]]
 
 
-def torchrun(script, *args, how=()):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--rdzv_backend=c10d",
-        "--rdzv_endpoint=localhost:0",
-        *how,
-        str(script),
-        *map(str, args),
-    ]
+MEET = ("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
+
+
+def torchrun(script, *args, how=(), meet=MEET):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *meet, *how]
+    command += [str(script), *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -162,6 +159,87 @@ def test_two_processes_whole_and_sharded_and_then_one_again_train_as_one_does(
         assert all(many[key] == pytest.approx(one[key], abs=1e-5) for key in one), name
 
 
+# On each of two machines: runs that go on from each other, and then what has to be refused.
+MACHINE = """
+import os, sys, torch.distributed as dist, train
+from parts import device, distributed, plots
+device.matmul_peak, plots.losses = lambda *_: 1e12, lambda *_: None
+distributed.leave = lambda *_: None  # one start of the processes is enough for all runs
+number, first = int(os.environ["GROUP_RANK"]), sys.argv[1:]
+for more in (
+    ["--max_iters=4"],
+    ["--max_iters=8"],
+    ["--max_iters=8", f"--lr=0.{number + 1}"],
+    ["--max_iters=8", "--dataset=other"],
+    ["--max_iters=8", f"--dataset={'none' if number else 'set'}"],
+):
+    sys.argv[1:] = [*first, *more]
+    try:
+        train.main()
+    except SystemExit as ended:
+        print("exit code", ended.code, file=sys.stderr)
+    dist.init_process_group = lambda *_, **__: None
+"""
+
+
+def test_two_machines_with_disks_of_their_own_train_as_one_process_does(
+    dataset, tmp_path, monkeypatch
+):
+    settings = [*TINY, "--grad_accum=2", "--lr_schedule=constant", "--eval_interval=0"]
+    settings += ["--dtype=float32", "--init_from=auto"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = ["--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}"]
+    agents = []
+    for number in (0, 1):
+        machine = tmp_path / f"machine{number}"
+        shutil.copytree(ROOT / "parts", machine / "parts")
+        for file in ROOT.glob("*.py"):
+            shutil.copy(file, machine)
+        for name in ("set", "other"):
+            shutil.copytree(dataset, machine / "data" / name)
+        if number:
+            meta = machine / "data/other/meta.json"
+            meta.write_text(meta.read_text().replace('"sha256": "', '"sha256": "other'))
+        (machine / "each.py").write_text(MACHINE)
+        monkeypatch.chdir(machine)
+        agents.append(
+            torchrun(
+                "each.py",
+                "--dataset=set",
+                "--out_dir=out/run",
+                *settings,
+                how=("--nnodes=2", f"--node_rank={number}", "--nproc_per_node=1", *address),
+                meet=(),
+            )
+        )
+    said = [process.communicate(timeout=900)[0] for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], said
+    assert not (tmp_path / "machine1/out").exists()
+    assert "going on from step 4" in said[0] and said[0].count("done at step 8") == 1, said[0]
+
+    differs = (
+        "error: lr is 0.1 on machine 0",
+        "error: the data set's hash is",
+        "error: on machine 1",
+    )
+    first, second = ([x for x in text.splitlines() if x.startswith("error: ")] for text in said)
+    assert len(first) == len(second) == 3, said
+    for line, other, part in zip(first, second, differs):
+        assert line.startswith(part), said
+        assert "machine 0" in other or "there is no data set" in other, said
+    assert "there is no data set" in first[-1], said
+
+    monkeypatch.setattr(device, "matmul_peak", lambda *_: 1e12)
+    monkeypatch.setattr(plots, "losses", lambda *_: None)
+    straight, whole = tmp_path / "straight", tmp_path / "machine0/out/run"
+    how = (f"--dataset={dataset}", f"--out_dir={straight}", "--max_iters=8")
+    assert in_process(monkeypatch, *settings, *how) == 0
+    one, two = losses(straight), losses(whole)
+    assert len(one) == 17 and one.keys() <= two.keys()
+    assert all(two[key] == pytest.approx(one[key], abs=1e-5) for key in one)
+
+
 @pytest.mark.parametrize(
     "wrong, part",
     [
@@ -220,6 +298,21 @@ def test_a_wrong_environment_is_one_line(environment, part, dataset, tmp_path, m
     said = capsys.readouterr().err
     assert said.startswith("error: ") and part in said and said.count("\n") == 1, said
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_find_each_other_although_the_store_is_full_of_those_before(monkeypatch):
+    # One machine was started again, so that torchrun counts its restarts from 0.
+    store = torch.distributed.HashStore()
+    for count in ("0", "1", "1"):
+        with ThreadPoolExecutor() as pool:
+            met = [pool.submit(distributed.meet, store, rank, 3) for rank in (1, 2)]
+            time.sleep(0.05)
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+            met = [distributed.meet(store, 0, 3), *(one.result(timeout=10) for one in met)]
+        assert not any(one.check(["address"]) for one in met)
+        met[0].set("address", "here")
+        assert all(one.check(["address"]) for one in met)
+        store.set("1 asks", "a process that was killed before it had an answer")
 
 
 def test_processes_that_torchrun_starts_once_more_go_on(dataset, tmp_path, monkeypatch, capsys):
