@@ -41,8 +41,8 @@ import tasks
 from parts import card, configurator, plots, runs, tracking
 from parts import device as devices
 from parts import tokenizer as tokenization
-from parts.data import Dataset
 from parts.files import load_json, unused, write_json
+from parts.stream import open_dataset
 from parts.tracking import finite_numbers
 from tasks.code import detect_language, documents
 
@@ -100,7 +100,7 @@ def open_split(dataset: str, folder: Path, tokenizer) -> tuple[np.ndarray, dict]
         dataset = about.get("settings", about).get("dataset")
         if not dataset:
             raise ValueError(f"{folder} does not say what it was trained on; give --dataset=NAME")
-    data = Dataset(dataset)
+    data = open_dataset(dataset)
     data, meta, tokens = data.folder, data.meta, np.array(data.val)
     if not tokenizer.has_ids_of(load_json(data / "tokenizer.json")):
         tokens = translate(tokens, tokenization.load(data), tokenizer)

@@ -33,6 +33,7 @@ from parts import tokenizer as tokenization
 from parts.data import Batches, Dataset
 from parts.fast import compile_parts, use_fast_forms
 from parts.generate import generate
+from parts.stream import LACKING, open_dataset
 
 MAX_BAD_STEPS = 20  # in a row without a finite gradient; float16 may need a dozen to find its scale
 
@@ -45,6 +46,7 @@ class Settings:
     out_dir = "out/python"  # folder for checkpoints, metrics and the plot
     init_from = "scratch"  # scratch, resume, auto (resume if there is a run); a run or hub model
     new_data = False  # resume although the data set is not the one that the run began with
+    stream_wait = 60.0  # seconds to wait for a stream that does not run
     seed = 1337  # initial weights, batches and dropout follow from it
     # Model (from scratch; weights that come from elsewhere bring their own)
     vocab_size = 0  # rows of the input table and the head; 0: as many as the tokenizer has tokens
@@ -208,10 +210,14 @@ def main():
     torch.manual_seed(cfg.seed)
     exam = None
     with distributed.together():
-        dataset = Dataset(cfg.dataset, cfg.block_size)
+        dataset = open_dataset(cfg.dataset, cfg.block_size)
         tokenizer = tokenization.load(dataset.folder)
         run = runs.Run(cfg.out_dir, rank)
-        checkpoint = run.to_resume(cfg.init_from)
+        run.to_resume(cfg.init_from)
+    with distributed.together():
+        distributed.refuse_differences(runs.what_must_agree(cfg, dataset))
+    checkpoint = run.share_checkpoint()
+    with distributed.together():
         model = runs.start_model(cfg, dataset, tokenizer, run)
         tokenizer.encode(cfg.sample_prompt)  # it may lack one of the characters
         if cfg.eval_tasks:
@@ -221,6 +227,7 @@ def main():
             exam = tasks.Exam(cfg.eval_tasks, tokenizer, dataset.val, dataset.meta, options)
     last = checkpoint or dict(step=0, tokens=0, best_loss=math.inf, elapsed=0.0)
     step, tokens, best_loss = last["step"], last["tokens"], last["best_loss"]
+    dataset.begin(cfg, run.out, last.get("stream"), step, rank == 0)
     trainer = build(cfg, model, dataset, device, dtype, rank, world, step)
     optimizers, scaler = trainer.optimizers, trainer.scaler
     with distributed.together():
@@ -229,8 +236,8 @@ def main():
     tokens_per_step = cfg.batch_size * cfg.grad_accum * cfg.block_size
     peak = devices.matmul_peak(device, dtype) * world
     print(
-        f"{model.num_params() / 1e6:.2f}M parameters, {len(dataset.train) / 1e6:.1f}M tokens to "
-        f"train on, {tokens_per_step:,} a step, {f'{world} x ' * (world > 1)}{device} "
+        f"{model.num_params() / 1e6:.2f}M parameters, {dataset.describe()}, "
+        f"{tokens_per_step:,} a step, {f'{world} x ' * (world > 1)}{device} "
         f"{str(dtype)[6:]}, peak {peak / 1e12:.2f} TFLOP/s"
     )
     run.start_trackers([name for name in ("wandb", "mlflow") if getattr(cfg, name)])
@@ -238,13 +245,19 @@ def main():
     steps, quiet = None if cfg.max_minutes else cfg.max_iters, True if rank else None
     bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=quiet)
     clock, evaluated = runs.Clock(last["elapsed"]), run.last_step("val_loss")
+    (evaluated,) = distributed.agree(evaluated)  # rank 0 alone has read metrics.jsonl
     meter = runs.Meter(step, clock, tokens_per_step, model.flops_per_token() / peak)
     lr = 0.0  # of the last step
     while True:
         # How far the run is, by steps or by the clock. All processes continue or stop together.
+        lack = trainer.batches.wait(stop, clock, bar)  # for a stream; 0: there is data
         progress = max(step / cfg.max_iters, clock.share(cfg.max_minutes))
-        stale = 0 < cfg.save_minutes < run.minutes_unsaved()
-        progress, stopping, stale = distributed.agree(progress, stop.number, stale)
+        # While it waits, it saves: the stream may wait for checkpoints that need less.
+        idle = trainer.batches.x is None
+        stale = idle or 0 < cfg.save_minutes < run.minutes_unsaved()
+        told = distributed.agree(progress, stop.number, stale, lack, idle)
+        progress, stopping, stale, lack, idle = told
+        progress = 1 if lack else progress
         ending = progress >= 1 or stopping
         due = progress >= 1 or cfg.eval_interval and step % cfg.eval_interval == 0
         evaluating = due and not stopping and step > evaluated
@@ -273,7 +286,9 @@ def main():
         if evaluating or saving:
             state = runs.state_of(model, optimizers, scaler, cfg)
             state |= dict(step=step, tokens=tokens, best_loss=best_loss, elapsed=clock.seconds())
-            run.save("ckpt.pt", state, cfg.keep)
+            state |= dict(stream=dataset.state_at(step))
+            if run.save("ckpt.pt", state, cfg.keep):
+                dataset.saved(step)
             if evaluating and best and cfg.save_best:
                 run.save("best.pt", state)
         if evaluating:
@@ -288,6 +303,8 @@ def main():
                 tqdm.write(f"--- {text}\n---")
         if ending:
             break
+        if idle:
+            continue
 
         # One step.
         stop.begin()
@@ -303,11 +320,15 @@ def main():
     stop.end()
     run.export(distributed.single(model), cfg.dataset)
     distributed.leave()
+    if not stopping and lack != LACKING:
+        dataset.end()
     wait = stop.seconds_left(cfg.tracker_wait)  # a signal may have come after the last step
     run.finish("stopped" if stopping else "finished", step, wait)
     if stopping:
         print(f"stopped at step {step}; go on with --init_from=resume")
         raise SystemExit(128 + int(stopping))
+    if lack == LACKING:
+        configurator.die(f"step {step} is saved, but {dataset.trouble}")
     print(f"done at step {step}; try: python sample.py --ckpt={shlex.quote(cfg.out_dir)}")
 
 

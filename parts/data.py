@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -24,6 +25,7 @@ from parts.files import load_json
 from parts.tokenizer import MAX_VOCAB
 
 SPLITS = ("train", "val")
+TURN = 10.0  # seconds to wait for a stream before the training looks at what else there is to do
 Count = Annotated[int, Interval(ge=1, le=2**63)]
 
 
@@ -41,7 +43,7 @@ class Meta(TypedDict):
     """meta.json, as far as training reads it; prepare/corpus.py writes it."""
 
     vocab_size: Count
-    train: Split
+    train: NotRequired[Split]  # a stream has none, as it grows
     val: Split
 
 
@@ -58,12 +60,14 @@ class Dataset:
     batches of them. windows: of each split, if the data set has masks."""
 
     masked = False
+    trouble = ""  # why a stream has no more tokens
 
     def __init__(self, name: str, block_size: int = 0):
         """block_size: of the windows of a training; 0: the data are only read. ValueError says what
         is missing or damaged, and how to make the data set."""
         name = os.path.expanduser(name)
-        self.folder, self.block_size = configurator.ROOT / "data" / name, block_size
+        self.name, self.folder = name, configurator.ROOT / "data" / name
+        self.block_size = block_size
         self.hint = f"make it with: {how_to_make(name)}"
         self.meta = {**self.read_meta(), "folder": str(self.folder)}
         self.masked = any((self.folder / f"{split}.mask").exists() for split in SPLITS)
@@ -73,12 +77,20 @@ class Dataset:
 
     def read_meta(self) -> dict:
         file = self.folder / "meta.json"
+        if (self.folder / "part.json").is_file():
+            whole = self.folder.name.split(".part-")[0]
+            raise ValueError(
+                f"{self.folder} is one part of a data set; make it of all parts with: "
+                f"python prepare/join.py --out={shlex.quote(whole)}"
+            )
         if not file.is_file():
             raise ValueError(f"there is no data set {self.folder}; {self.hint}")
         try:
             meta = load_json(file, Meta)
         except ValueError as error:
             raise ValueError(f"{error}; {self.hint}") from None
+        if "train" not in meta and "stream" not in meta:
+            raise ValueError(f"{file} is damaged: it has neither train nor stream; {self.hint}")
         if meta.get("task") in ("instruct", "sentiment"):
             self.hint = f"make it again with prepare/{meta['task']}.py"
         self.vocab_size = meta["vocab_size"]
@@ -157,8 +169,11 @@ class Dataset:
     def verify(self) -> dict[str, str]:
         """The SHA-256 of each split ("train") and mask ("train mask"), read from the disk.
         ValueError if it is not the one that meta.json has."""
+        return self.hashes(SPLITS)
+
+    def hashes(self, splits: Iterable[str]) -> dict[str, str]:
         hashes = {}
-        for split, end in itertools.product(SPLITS, ("bin", "mask") if self.masked else ("bin",)):
+        for split, end in itertools.product(splits, ("bin", "mask") if self.masked else ("bin",)):
             file, digest = self.folder / f"{split}.{end}", hashlib.sha256()
             size = file.stat().st_size
             bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {file.name}", delay=2)
@@ -173,6 +188,29 @@ class Dataset:
                     f"{self.hint}"
                 )
         return hashes
+
+    def describe(self) -> str:
+        return f"{len(self.train) / 1e6:.1f}M tokens to train on"
+
+    # What only a stream needs: see parts/stream.py, also for the arguments.
+
+    def begin(self, *where):
+        pass
+
+    def has(self, step: int) -> bool:
+        return True
+
+    def wait(self, *what) -> int:
+        return 0
+
+    def state_at(self, step: int) -> dict | None:
+        return None
+
+    def saved(self, step: int):
+        pass
+
+    def end(self):
+        pass
 
     def train_batch(self, seed: int, step: int, micro: int, batch_size: int, device: str):
         """Batch number `micro` of a step. A pure function of these numbers, so that a resumed run
@@ -218,11 +256,33 @@ class Batches:
         self.per_step = cfg.grad_accum // world
         micros = range(rank, cfg.grad_accum, world)
         self.places = ((s, micro) for s in itertools.count(step) for micro in micros)
-        self.fetch()
+        self.place = next(self.places)
+        self.read()
 
     def fetch(self):
-        """Go on to the next batch."""
-        step, micro = next(self.places)
+        """Go on to the next batch. A stream may not have it yet: then x is None until `wait`."""
+        self.place = next(self.places)
+        if self.dataset.has(self.place[0]):
+            self.read()
+        else:
+            self.x = self.y = None
+
+    def wait(self, stop, clock, bar) -> int:
+        """Until the next batch is there, or the training is over, or it is clear that there will be
+        no batch: see Stream.wait. After TURN seconds x may still be None."""
+        if self.x is not None:
+            return 0
+
+        def over() -> bool:
+            return bool(stop.number) or clock.share(self.cfg.max_minutes) >= 1
+
+        found = self.dataset.wait(self.place[0], over, self.cfg.stream_wait, bar, TURN)
+        if not found and self.dataset.has(self.place[0]):
+            self.read()
+        return found
+
+    def read(self):
+        step, micro = self.place
         seed, size = self.cfg.seed, self.cfg.batch_size
         self.x, self.y = self.dataset.train_batch(seed, step, micro, size, self.device)
         # All tokens that a step learns count the same, however they are divided into batches. DDP
@@ -267,6 +327,8 @@ def window(values: np.ndarray, starts: np.ndarray, block_size: int, past: int | 
 def how_to_make(name: str) -> str:
     """The command that makes a data set of this name, as well as a name can tell."""
     script = Path(name).name.split("_")[0]
+    if script in ("fineweb", "teacher"):
+        return f"python prepare/stream.py, as the first lines of config/{script}_*.py say"
     if script not in ("shakespeare", "go", "instruct", "sentiment", "handmade"):
         script = "python"
     options = {"shakespeare_bpe": " --tokenizer=bpe", "shakespeare_char": "", script: ""}
