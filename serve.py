@@ -18,17 +18,10 @@ from parts.start import run_script
 
 import asyncio
 import json
-import logging
-import os
-import signal
-import socket
 import time
 from collections.abc import AsyncIterator
 
-import uvicorn
 from prometheus_client import generate_latest
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import (
@@ -54,7 +47,7 @@ from parts.dialects import (
     split_marks,
 )
 from parts.engine import Ask, Engine, Full, Part
-from parts.gate import Gate, Log, Metrics, Patient, Refused, Server, is_local
+from parts.gate import Log, Metrics, Refused, check_address, guarded, listen, make_server
 from parts.generate import read_prompt
 from parts.infill import knows_fim, meeting, read_gap
 from parts.talk import recent
@@ -88,13 +81,7 @@ def read_settings():
     cfg = configurator.load(Settings)
     positive = ("rows", "max_tokens", "max_mb", "max_seconds", "arrival_seconds")
     configurator.require(cfg, positive, {}, device=devices.DEVICES)
-    cfg.api_key = cfg.api_key or os.environ.get("NANONEOX_API_KEY", "")
-    if not 0 <= cfg.port < 2**16:
-        configurator.die(f"port must be from 0 to 65535, not {cfg.port}")
-    if not is_local(cfg.host) and not cfg.api_key:
-        configurator.die(
-            f"--host={cfg.host} lets other machines ask; give an --api_key that they must send"
-        )
+    check_address(cfg)
     return cfg
 
 
@@ -417,23 +404,6 @@ async def sse(events: AsyncIterator[str]) -> Response:
 
 
 def app(service: Service) -> Log:
-    def refuse(request: Request, refused: Refused) -> Response:
-        request.state.reason = str(refused)
-        headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
-        return JSONResponse(refused.body, refused.status, headers.get(refused.status))
-
-    def unknown(request: Request, error: HTTPException) -> Response:  # 404 and 405
-        status, path = error.status_code, request.scope["raw_path"].decode("latin-1")[:100]
-        return refuse(request, Refused(status, f"{request.method} {path}: {error.detail}"))
-
-    def leave(request: Request, error: ClientDisconnect) -> Response:
-        request.state.reason = "the client went away"
-        return Response(status_code=499)  # nobody reads it
-
-    def failed(request: Request, error: Exception) -> Response:  # a bug; uvicorn logs it
-        return JSONResponse(Refused(500, "the server failed; its log says why").body, 500)
-
-    handlers = {Refused: refuse, HTTPException: unknown, ClientDisconnect: leave}
     routes = [
         Route("/", service.page),
         Route("/health", service.health),
@@ -445,8 +415,7 @@ def app(service: Service) -> Log:
         Route("/completion", service.completion, methods=["POST"]),
         Route("/infill", service.infill, methods=["POST"]),
     ]
-    inner = Starlette(routes=routes, exception_handlers=handlers | {Exception: failed})
-    inner.add_middleware(Gate, cfg=service.cfg, refuse=refuse)
+    inner = guarded(routes, service.cfg)
     if origins := service.cfg.allow_origin:
         how = dict(allow_methods=["GET", "POST"], allow_headers=["*"])
         inner.add_middleware(CORSMiddleware, allow_origins=origins, **how)
@@ -456,40 +425,15 @@ def app(service: Service) -> Log:
 def main():
     cfg = read_settings()
     service = Service(cfg)
-    try:
-        family = socket.AF_INET6 if ":" in cfg.host else socket.AF_INET
-        listener = socket.create_server((cfg.host.strip("[]"), cfg.port), family=family)
-    except OSError as error:
-        configurator.die(f"{cfg.host}:{cfg.port}: {error.strerror or error}; try another --port")
-    except (TypeError, ValueError):
-        configurator.die(f"--host={cfg.host} is no address")
+    listener, url = listen(cfg)
     service.engine.start()
-    logging.basicConfig(level="WARNING", format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    Patient.seconds = cfg.arrival_seconds
-    server = Server(
-        uvicorn.Config(
-            app(service),
-            http=Patient,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=1000,
-            backlog=1024,
-            timeout_keep_alive=20,  # clients give up an idle connection sooner: after 5 s, mostly
-            timeout_graceful_shutdown=cfg.drain_seconds,
-        )
-    )
-    c, port = service.model.config, listener.getsockname()[1]
-    host = f"[{cfg.host.strip('[]')}]" if ":" in cfg.host else cfg.host
+    server = make_server(app(service), cfg.arrival_seconds, cfg.drain_seconds)
+    c = service.model.config
     print(
         f"serving {service.name} ({service.model.num_params() / 1e6:.2f}M parameters, context "
-        f"{c.block_size}{', fills gaps' if service.fim else ''}) on http://{host}:{port}",
+        f"{c.block_size}{', fills gaps' if service.fim else ''}) on {url}",
         flush=True,
     )
-    if hangup := getattr(signal, "SIGHUP", None):
-        signal.signal(hangup, lambda *_: server.handle_exit(signal.SIGTERM, None))
     try:
         server.run(sockets=[listener])
     finally:

@@ -1,9 +1,13 @@
-"""Around the routes of serve.py: who may ask, how long a client may take, what is logged and
-counted, and how the server ends."""
+"""Around the routes of serve.py and prepare/teacher.py: who may ask, how long a client may take,
+what is logged and counted, and how the server starts and ends."""
 
 import asyncio
 import hmac
 import ipaddress
+import logging
+import os
+import signal
+import socket
 import sys
 import time
 from urllib.parse import urlsplit
@@ -12,11 +16,14 @@ import h11
 import prometheus_client as prometheus
 import uvicorn
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from parts.engine import Engine
+from parts import configurator
 
 MOST_HEADERS = 2**15  # bytes of a request's headers
 
@@ -54,7 +61,8 @@ def name_in(host: str) -> str:
 class Metrics:
     """What /metrics tells."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine):
+        """engine: an `Engine` of parts/engine.py."""
         self.engine = engine
         self.registry = prometheus.CollectorRegistry()
         make = dict(registry=self.registry)
@@ -87,9 +95,10 @@ class Metrics:
 
 
 class Log:
-    """Around everything: one line for each request, and the counts of /metrics."""
+    """Around everything: one line for each request, and the counts of /metrics. Without metrics
+    only the requests that went wrong have a line."""
 
-    def __init__(self, app, metrics: "Metrics", paths: set[str]):
+    def __init__(self, app, metrics: Metrics | None, paths: set[str]):
         self.app, self.metrics, self.paths = app, metrics, paths
 
     async def __call__(self, scope, receive, send):
@@ -112,11 +121,13 @@ class Log:
         finally:
             seconds = time.monotonic() - began
             path = scope["path"] if scope["path"] in self.paths else "other"
-            self.metrics.requests.labels(path, status).inc()
-            self.metrics.seconds.labels(path).observe(seconds)
+            if self.metrics:
+                self.metrics.requests.labels(path, status).inc()
+                self.metrics.seconds.labels(path).observe(seconds)
             shown = scope["raw_path"].decode("ascii", "backslashreplace")[:100]
             reason = scope.get("state", {}).get("reason", "")
-            say(f"{scope['method'][:10]} {shown} {status} {1000 * seconds:.0f} ms {reason}")
+            if self.metrics or status != 200:
+                say(f"{scope['method'][:10]} {shown} {status} {1000 * seconds:.0f} ms {reason}")
 
 
 class Gate:
@@ -151,6 +162,34 @@ class Gate:
             same = hmac.compare_digest(given.strip(), self.cfg.api_key.encode())
             if kind.lower() != b"bearer" or not same:
                 raise Refused(401, "send the api_key as a bearer token", code="invalid_api_key")
+
+
+def refuse(request: Request, refused: Refused) -> Response:
+    request.state.reason = str(refused)
+    headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
+    return JSONResponse(refused.body, refused.status, headers.get(refused.status))
+
+
+def unknown(request: Request, error: HTTPException) -> Response:  # 404 and 405
+    status, path = error.status_code, request.scope["raw_path"].decode("latin-1")[:100]
+    return refuse(request, Refused(status, f"{request.method} {path}: {error.detail}"))
+
+
+def leave(request: Request, error: ClientDisconnect) -> Response:
+    request.state.reason = "the client went away"
+    return Response(status_code=499)  # nobody reads it
+
+
+def failed(request: Request, error: Exception) -> Response:  # a bug; uvicorn logs it
+    return JSONResponse(Refused(500, "the server failed; its log says why").body, 500)
+
+
+def guarded(routes: list[Route], cfg) -> Starlette:
+    """An app of these routes, with answers to what goes wrong, behind the Gate."""
+    handlers = {Refused: refuse, HTTPException: unknown, ClientDisconnect: leave}
+    app = Starlette(routes=routes, exception_handlers=handlers | {Exception: failed})
+    app.add_middleware(Gate, cfg=cfg, refuse=refuse)
+    return app
 
 
 def say(line: str):
@@ -206,3 +245,54 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             say("ending when nothing is being written any more; Ctrl-C once more ends at once")
         super().handle_exit(number, frame)
+
+
+def check_address(cfg):
+    """Take the api_key from the environment where none is given. Ends the script at a port that is
+    none, and where other machines could ask without a key."""
+    cfg.api_key = cfg.api_key or os.environ.get("NANONEOX_API_KEY", "")
+    if not 0 <= cfg.port < 2**16:
+        configurator.die(f"port must be from 0 to 65535, not {cfg.port}")
+    if not is_local(cfg.host) and not cfg.api_key:
+        configurator.die(
+            f"--host={cfg.host} lets other machines ask; give an --api_key that they must send"
+        )
+
+
+def listen(cfg) -> tuple[socket.socket, str]:
+    """A socket at the address that is set, and its URL. Ends the script where there is none."""
+    bare = cfg.host.strip("[]")
+    try:
+        family = socket.AF_INET6 if ":" in cfg.host else socket.AF_INET
+        listener = socket.create_server((bare, cfg.port), family=family)
+    except OSError as error:
+        configurator.die(f"{cfg.host}:{cfg.port}: {error.strerror or error}; try another --port")
+    except (TypeError, ValueError):
+        configurator.die(f"--host={cfg.host} is no address")
+    host = f"[{bare}]" if ":" in bare else bare
+    return listener, f"http://{host}:{listener.getsockname()[1]}"
+
+
+def make_server(app, arrival_seconds: float, drain_seconds: float) -> Server:
+    """arrival_seconds: in which the head of a request must have come. drain_seconds: after Ctrl-C,
+    for what is being answered."""
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    Patient.seconds = arrival_seconds
+    server = Server(
+        uvicorn.Config(
+            app,
+            http=Patient,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=1000,
+            backlog=1024,
+            timeout_keep_alive=20,  # clients give up an idle connection sooner: after 5 s, mostly
+            timeout_graceful_shutdown=drain_seconds,
+        )
+    )
+    if hangup := getattr(signal, "SIGHUP", None):
+        signal.signal(hangup, lambda *_: server.handle_exit(signal.SIGTERM, None))
+    return server

@@ -331,27 +331,45 @@ class Decoder:
         wide = torch.float32 if table.device.type == "cpu" else table.dtype
         shape = (c.n_layer, 2, B, c.n_head, c.block_size, c.head_dim)
         self.cache = table.new_zeros(shape, dtype=torch.promote_types(wide, table.dtype))
-        self.few = None
+        self.few = self.heads = None
         if threads and table.device.type == "cpu":
-            self.few = self.kernel(threads)
+            self.few, self.heads = self.kernels(threads)
 
     @torch.no_grad()
-    def kernel(self, threads: int):
-        """The form of parts/kernel.py for a few tokens; None where there is none, or where it does
+    def kernels(self, threads: int):
+        """The forms of parts/kernel.py for a few tokens: `Few`, or of weights that are not float32,
+        for which torch's products are as fast, `Heads`. None where there is none, or where it does
         not find what torch's operators find."""
         try:
             from parts import kernel
         except (ImportError, OSError, RuntimeError):  # no numba, or no folder for what it compiles
-            return None
-        if not list(Path(kernel.__file__).parent.glob("__pycache__/kernel.stage*")):
+            return None, None
+        if self.cache.dtype != torch.float32:
+            return None, None
+        wide = self.head.dtype == torch.float32
+        needed = f"__pycache__/kernel.{'stage' if wide else 'attend'}*"
+        if not list(Path(kernel.__file__).parent.glob(needed)):
             say("compiling parts/kernel.py for this CPU, once; it takes 10 to 30 s")
+        T = min(self.cache.size(4), 6)
+        pieces = [Piece(row, 0, list(range(row, T))) for row in range(min(self.cache.size(2), 3))]
+        expected = self.read_many(pieces)
+        if wide:
+            return self.checked(kernel, threads, pieces, expected), None
+        self.heads = kernel.Heads(self)
+        found = self.read_many(pieces)
+        if (expected - found).norm() <= 1e-2 * expected.norm():
+            return None, self.heads
+        say("parts/kernel.py differs from torch's operators here: it is off, decoding is slower")
+        return None, None
+
+    def checked(self, kernel, threads: int, pieces: list["Piece"], expected):
+        """parts/kernel.py's `Few`; None where it finds other than what is expected of pieces."""
         kinds = {F.gelu: kernel.GELU, gelu_fast: kernel.GELU_TANH, swiglu: kernel.SWIGLU}
         kind = kinds.get(ACTIVATIONS[self.model.config.activation])
-        if kind is None or not self.cache.dtype == self.head.dtype == torch.float32:
+        if kind is None:
             return None
-        few, T = kernel.Few(self, kind, threads), min(self.cache.size(4), 6)
-        pieces = [Piece(row, 0, list(range(row, T))) for row in range(min(self.cache.size(2), 3))]
-        expected, found = self.read_many(pieces), few.read(pieces)
+        few = kernel.Few(self, kind, threads)
+        found = few.read(pieces)
         pairs = (expected, found), (self.logits(expected), few.logits(found))
         same = all((a - b).norm() <= 1e-4 * a.norm() for a, b in pairs)
         # Few tokens reach few of an activation's arguments.
@@ -427,6 +445,8 @@ class Decoder:
         place = [p for _, start, ids in pieces for p in range(start, start + len(ids))]
         place = torch.tensor(place, device=device)
         idx = torch.tensor([i for piece in pieces for i in piece.ids], device=device)
+        if self.heads and all(len(piece.ids) <= SHORT for piece in pieces):
+            return self.hidden(idx, place, self.heads.attend(pieces, place))
         rotation = self.model.cos[place], self.sin[place]
         ways, end = [], 0
         short = [len(pieces) > 1 and len(piece.ids) <= SHORT for piece in pieces]

@@ -164,6 +164,30 @@ def arrays(*tensors: torch.Tensor) -> tuple[np.ndarray, ...]:
     return tuple(tensor.detach().numpy() for tensor in tensors)
 
 
+class Heads:
+    """Attention alone, for a few tokens at a time, of a `Decoder` on a CPU whose weights are not
+    float32. It shares its memory. A step of 16 rows takes 0.7 to 0.85 of the time."""
+
+    def __init__(self, decoder):
+        tables = decoder.model.cos.float(), decoder.sin.float(), decoder.cache
+        self.cos, self.sin, self.cache = arrays(*tables)
+
+    def attend(self, pieces, places: torch.Tensor):
+        """What `Decoder.hidden` calls: of one layer after the other, heads (N, H, 3, D) to (N, H,
+        D). pieces: as for `Decoder.read`; places (N): of their tokens."""
+        rows = np.array([piece.row for piece in pieces for _ in piece.ids])
+        scores, caches = np.empty(self.cache.shape[4], np.float32), iter(self.cache)
+
+        def of(heads: torch.Tensor) -> torch.Tensor:
+            N, H, _, D = heads.shape
+            out = torch.empty(N, H, D)
+            where = self.cos, self.sin, rows, places.numpy(), next(caches)
+            attend(heads.numpy(), *where, scores, out.numpy())
+            return out
+
+        return of
+
+
 class Few:
     """A `Decoder` of float32 on a CPU, for a few tokens at a time. It shares its memory."""
 
