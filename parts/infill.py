@@ -99,6 +99,31 @@ def marks(tok: Tokenizer) -> list[int]:
     return [before_prefix, before_suffix, before_middle]
 
 
+def in_file_order(tok: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """The tokens between two end-of-text tokens of a training split, in the order that their text
+    has in its document, without marks. Both orders have the suffix before the rest of the text."""
+    places = [np.flatnonzero(ids == mark) for mark in marks(tok)]
+    if not all(len(place) == 1 for place in places):
+        return ids  # a part that was left as it is
+    first, suffix, middle = (int(place[0]) for place in places)
+    return np.concatenate([ids[first + 1 : suffix], ids[middle + 1 :], ids[suffix + 1 : middle]])
+
+
+def ends_document(tok: Tokenizer, ids: np.ndarray, context: int) -> bool:
+    """Whether what `in_file_order` returned is the end of its document, so far as that can be told.
+
+    It is if the last of the pieces that `rearrange` made of it is not a full one, and a newline
+    ends it, as `clean` lets every document end. So a document whose last piece happens to be full
+    (about 1 of 100) seems to go on in the next one."""
+    if not len(ids) or not tok.token_bytes(int(ids[-1])).endswith(b"\n"):
+        return False
+    size = context - len(FIM) - 1 - GROWTH
+    if len(ids) < size + 2 * GROWTH:  # it may have been rearranged: have the document's own tokens
+        ids = tok.encode_numpy(tok.decode(ids.tolist()))
+    cuts = piece_cuts(tok, ids, size)
+    return cuts[-1] - cuts[-2] < size
+
+
 # --- asking for it --------------------------------------------------------------------------------
 
 

@@ -1,7 +1,10 @@
 """Every picture. If one cannot be drawn, that is reported and the run goes on."""
 
+import html
+import io
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +35,39 @@ def picture(file: Path, draw: Callable, rows: int = 1, columns: int = 1, size=(8
     except Exception as error:
         tqdm.write(f"no picture {file.name}: {type(error).__name__}: {error}")
         return False
+
+
+INK = "#010203"  # no other colour of a picture; a page's own takes its place
+
+
+def svg(draw: Callable, size=(6, 3.6)) -> str:
+    """What draw(axes) draws, as SVG to put into a page, whose colour of text it takes: so it can be
+    read on a light page and on a dark one. Without matplotlib a line that says so."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        inked = ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")
+        look = {f"{name}color": INK for name in inked}
+        look |= {"svg.fonttype": "none", "svg.hashsalt": "nanoNeoX"}
+        with matplotlib.rc_context(look):
+            figure, axes = plt.subplots(figsize=size)
+            try:
+                draw(axes)
+                figure.tight_layout()
+                text = io.StringIO()
+                nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+                figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+            finally:
+                plt.close(figure)
+        # A page needs neither the head of a file nor the addresses that name its formats.
+        drawing = text.getvalue()
+        drawing = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawing[drawing.index("<svg") :])
+        return drawing.replace(INK, "currentColor")
+    except Exception as error:
+        return f"<p>no picture: {html.escape(f'{type(error).__name__}: {error}')}</p>"
 
 
 def check_place(file: Path):
@@ -137,3 +173,52 @@ def curves(runs: dict[str, list[tuple]], file: Path, title: str = "") -> bool:
         axes.grid(alpha=0.3)
 
     return picture(file, draw)
+
+
+# --- of a data set, for prepare/report.py ---------------------------------------------------------
+
+
+def zipf(counts: dict[str, list[int]]) -> str:
+    """How often the token of each rank occurs, for each split, as SVG."""
+
+    def draw(axes):
+        for split, values in counts.items():
+            used = np.sort([n for n in values if n])[::-1]
+            ranks = np.unique(np.geomspace(1, len(used), 200).astype(int)) if len(used) else []
+            axes.loglog(ranks, [used[rank - 1] for rank in ranks], label=split)
+        axes.set(xlabel="rank of the token", ylabel="occurrences")
+        axes.legend(framealpha=0)
+        axes.grid(alpha=0.2)
+
+    return svg(draw)
+
+
+def coverage(counts: dict[str, list[int]]) -> str:
+    """The share of a split that its commonest tokens make up, as SVG."""
+
+    def draw(axes):
+        for split, values in counts.items():
+            shares = np.cumsum(np.sort(values)[::-1]) / max(sum(values), 1)
+            ranks = np.unique(np.geomspace(1, len(shares), 200).astype(int))
+            axes.semilogx(ranks, 100 * shares[ranks - 1], label=split)
+        axes.set(xlabel="commonest tokens", ylabel="share of all tokens (%)", ylim=(0, 101))
+        axes.legend(framealpha=0)
+        axes.grid(alpha=0.2)
+
+    return svg(draw)
+
+
+def lengths(tokens: dict[str, np.ndarray]) -> str:
+    """How long documents are, in tokens, for each split, as SVG."""
+
+    def draw(axes):
+        longest = max((int(values.max(initial=1)) for values in tokens.values()), default=1)
+        bins = np.geomspace(1, longest + 1, 40)
+        for split, values in tokens.items():
+            share = np.full(len(values), 100 / max(len(values), 1))
+            axes.hist(values, bins, weights=share, histtype="step", label=split)
+        axes.set(xscale="log", xlabel="tokens in a document", ylabel="share of documents (%)")
+        axes.legend(framealpha=0)
+        axes.grid(alpha=0.2)
+
+    return svg(draw)
