@@ -3,8 +3,8 @@ ahead.
 
 Which tokens a step reads is a function of the step: a segment is cut into rows of block_size
 tokens, and steps read its rows in a seeded order, then those of the next segment. (In the order of
-the text a small batch would hold two or three documents: 3.71 nats a token after 300 steps of
-config/python_cpu.py, where this gets FIGURE.)
+the text a small batch would hold two or three documents: 5.86 nats a token after 50 steps of
+config/python_cpu.py, where this gets 5.58.)
 """
 
 import hashlib
