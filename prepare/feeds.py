@@ -27,6 +27,7 @@ AHEAD = 2_000_000  # bytes that are fetched from a feed before they are wanted
 PART = 4_000_000  # bytes of a file in which they wait
 PAUSES = (1, 2, 4, 8, 16, 30)  # seconds between attempts to reach a feed that is away
 ANSWER = 60.0  # seconds in which a feed must answer, and in which it must have a text
+GRACE = 10.0  # seconds in which a feed that fails may be back, such as one that is started again
 LARGEST = 2**26  # bytes of an answer
 
 
@@ -101,9 +102,7 @@ class Feed:
                 if not texts and time.monotonic() - last > ANSWER:
                     raise ValueError(f"it has had no text for {ANSWER:.0f} s")
             except (requests.RequestException, ValueError) as error:
-                late = isinstance(error, requests.Timeout) or time.monotonic() - last > ANSWER
-                # A single failure is soon mended.
-                if not self.away and not self.closed and (attempts or late):
+                if not (self.away or self.closed) and time.monotonic() - last > GRACE:
                     known = isinstance(error, ValueError) and first_line(error)
                     reason = known or type(error).__name__  # requests fills a page
                     say(f"{self.name} does not answer, and is left out until it is back ({reason})")

@@ -549,10 +549,13 @@ class Stream:
                 file = segments.mark_of(self.folder, Path(slow["run"]), slow["host"])
                 why = f"{slow['run']} needs them (if it is over, remove {file.name})"
             return f"keep_gb={self.cfg.keep_gb:g} is full, and {why}"
-        if first:
-            ahead = first["tokens_per_s"] * self.cfg.ahead_minutes * 60 / self.size
-            if self.about["next"] > first["at"] + max(ahead, 2):
-                return f"far enough ahead of {first['run']}"
+        at, reader = (first["at"], first["run"]) if first else (0, "a training that begins")
+        away = [feed.name for feed in feeds_of(self.sources) if feed.away]
+        if first or away:
+            rate = 0.0 if away or not first else first["tokens_per_s"]
+            # While a feed is away, the others must not fill what it will be wanted for.
+            if self.about["next"] > at + max(rate * self.cfg.ahead_minutes * 60 / self.size, 2):
+                return f"far enough ahead of {reader}" + f", without {away}" * bool(away)
         return ""
 
     def make_room(self, bar: tqdm):

@@ -111,7 +111,7 @@ def checkpoint_of(out):
 
 @pytest.mark.parametrize("worlds", [(1,) * 11, (1, 2, 1)], ids=["10 kills", "1, 2, 1 processes"])
 def test_a_killed_training_reads_the_same_batches(worlds, tmp_path):
-    file = rows(tmp_path / "rows.jsonl", 20)
+    file = rows(tmp_path / "rows.jsonl", 8)
     stream = (f"--source={file}", *SMALL, "--segment_tokens=20000")
     assert start(tmp_path / "set", *stream).wait() == 0
     steps, data = 330, f"--dataset={tmp_path / 'set'}"
