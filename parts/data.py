@@ -77,13 +77,13 @@ class Dataset:
 
     def read_meta(self) -> dict:
         file = self.folder / "meta.json"
-        if (self.folder / "part.json").is_file():
+        if os.path.isfile(self.folder / "part.json"):
             whole = self.folder.name.split(".part-")[0]
             raise ValueError(
                 f"{self.folder} is one part of a data set; make it of all parts with: "
                 f"python prepare/join.py --out={shlex.quote(whole)}"
             )
-        if not file.is_file():
+        if not os.path.isfile(file):  # False too where a name is too long
             raise ValueError(f"there is no data set {self.folder}; {self.hint}")
         try:
             meta = load_json(file, Meta)

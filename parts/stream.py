@@ -32,7 +32,7 @@ AVAILABLE, ENDED, LACKING = 0, 1, 2  # what `wait` may find
 def open_dataset(name: str, block_size: int = 0) -> Dataset:
     """data/<name>, a finished data set or a stream. Arguments and errors as for Dataset."""
     folder = ROOT / "data" / os.path.expanduser(name)
-    return (Stream if (folder / "stream.json").exists() else Dataset)(name, block_size)
+    return (Stream if os.path.exists(folder / "stream.json") else Dataset)(name, block_size)
 
 
 class Name(TypedDict):
