@@ -122,7 +122,7 @@ def test_a_killed_training_reads_the_same_batches(worlds, tmp_path):
     for number, world in enumerate(worlds):
         command = [sys.executable]
         if world > 1:
-            command += ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+            command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         command += [str(ROOT / "train.py"), *how, f"--out_dir={out}", "--init_from=auto"]
         last = number == len(worlds) - 1
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
