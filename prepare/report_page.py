@@ -2,9 +2,10 @@
 from the data is escaped: it may be anybody's."""
 
 import html
+import re
 
 from parts import plots
-from parts.configurator import printable
+from parts.configurator import ROOT, printable
 
 ROWS = [  # what a table says of each split: its name, the key, how it is written
     ("tokens", "tokens", "{:,}".format),
@@ -16,16 +17,9 @@ ROWS = [  # what a table says of each split: its name, the key, how it is writte
     ("rearranged pieces", "rearranged", "{:,}".format),
     ("special tokens", "special", "{:,}".format),
 ]
+# The colours are those of the server's page.
+THEME = re.search(r":root \{.*?\n\}", (ROOT / "parts/page.html").read_text(), re.S)[0]
 STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: light-dark(#f4f5f4, #141716);
-  --sheet: light-dark(#ffffff, #1c201f);
-  --line: light-dark(#d5dad8, #343b39);
-  --text: light-dark(#1b2120, #e4e9e7);
-  --quiet: light-dark(#5c6764, #9aa6a2);
-  --code: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
-}
 * { box-sizing: border-box; }
 body {
   margin: 0 auto; padding: 1rem; max-width: 76rem;
@@ -95,7 +89,7 @@ def page(facts: dict, sizes: dict) -> str:
         pairs(facts["pairs"]),
     ]
     body = "\n".join(section for section in sections if section)
-    return PAGE.format(title=escape(name), style=STYLE, body=body)
+    return PAGE.format(title=escape(name), style=THEME + STYLE, body=body)
 
 
 def escape(text: object) -> str:

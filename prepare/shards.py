@@ -72,18 +72,17 @@ class Shard(NamedTuple):
 
 
 class Shards:
-    """A source of documents in shards. A subclass has `find`."""
+    """A source of documents in shards.
+
+    A subclass has find(cursor) -> (shards, fixed): all shards, in an order that is always the same,
+    and what shall stand in cursors to find them again. It raises ValueError if there are none, or
+    others than when the cursor was made."""
 
     def __init__(self, spec: str, cfg):
         self.name, self.cfg = spec, cfg
         self.known = columns_of(cfg.column)
         self.web = Web(cfg.patience * 60)
         self.readable, self.problem = False, None  # whether a row was; why the first one was not
-
-    def find(self, cursor: dict) -> tuple[list[Shard], dict]:
-        """All shards, in an order that is always the same, and what shall stand in cursors to find
-        them again. ValueError if there are none, or others than when the cursor was made."""
-        raise NotImplementedError
 
     def documents(self, cursor: dict | None) -> Iterator[tuple[Document, dict]]:
         """Documents from the cursor on (None: from the start), each with the cursor that goes on
