@@ -90,8 +90,8 @@ def write_mark(folder: Path, run: Path, needs: int, at: int, tokens_per_s: float
 
 
 def marks(folder: Path) -> list[Mark]:
-    """Those of all trainings. One whose folder is gone is removed; that of a new run comes a little
-    later."""
+    """The marks of all trainings. A mark is removed once its run's folder is missing for ten
+    minutes: a new run writes its mark before it makes its folder."""
     found = []
     for file in sorted(folder.glob("reader.*.json")):
         try:

@@ -237,7 +237,7 @@ class Stream(Dataset):
                 segments.write_mark(self.folder, self.run, min(self.needs), self.at, self.rate())
         except OSError as error:
             if self.writes:
-                tqdm.write(f"the stream is not told how far this training is: {error}")
+                tqdm.write(f"could not tell the stream how far this training is: {error}")
             self.writes = False
 
     def rate(self) -> float:

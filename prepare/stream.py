@@ -437,7 +437,7 @@ class Stream:
         """A document, unless a rule drops it."""
         self.about["state"], self.changed = state, True
         if epoch > self.kept_in.setdefault(source, epoch) + 1:
-            raise ValueError(f"cleaning has left nothing of {source}, read over and over")
+            raise ValueError(f"cleaning drops every document of {source}")
         examined, rule = made.examined, made.examined.rule
         if not rule and is_val(made.group, self.about["split_by"], False):
             rule = "held out for val"
@@ -483,7 +483,8 @@ class Stream:
     def save(self, ended: bool = False):
         """Make what was written count: from now on the stream goes on from here.
 
-        stream.json is written last. Whoever is killed before starts again from the one before."""
+        stream.json is written last: a process that is killed before that leaves the previous state
+        in force."""
         self.worked += time.monotonic() - self.began
         self.began = time.monotonic()
         about, number = self.about, self.about["next"] + len(self.unsaved)
@@ -549,13 +550,13 @@ class Stream:
                 file = segments.mark_of(self.folder, Path(slow["run"]), slow["host"])
                 why = f"{slow['run']} needs them (if it is over, remove {file.name})"
             return f"keep_gb={self.cfg.keep_gb:g} is full, and {why}"
-        at, reader = (first["at"], first["run"]) if first else (0, "a training that begins")
+        at = first["at"] if first else 0
         away = [feed.name for feed in feeds_of(self.sources) if feed.away]
         if first or away:
             rate = 0.0 if away or not first else first["tokens_per_s"]
             # While a feed is away, the others must not fill what it will be wanted for.
             if self.about["next"] > at + max(rate * self.cfg.ahead_minutes * 60 / self.size, 2):
-                return f"far enough ahead of {reader}" + f", without {away}" * bool(away)
+                return f"{away[0]} is away" if away else f"far enough ahead of {first['run']}"
         return ""
 
     def make_room(self, bar: tqdm):
