@@ -45,7 +45,7 @@ from parts import tokenizer as tokenization
 from parts.configurator import ROOT, die, locate, mistakes, require
 from parts.files import read_json, sync_folder, unused, write_json
 from parts.tokenizer import ENDOFTEXT, Tokenizer
-from prepare import share
+from prepare import next_step, share
 from prepare.clean import (
     EXAMPLE,
     RULES,
@@ -430,7 +430,8 @@ def print_report(meta: dict, out: str, command: str = ""):
     for split in ("train", "val"):
         n = meta[split]
         size = f"{n['bytes'] / 1e6:,.2f} MB"
-        print(f"{split}: {n['tokens']:,} tokens, {size}, {n['documents']:,} documents")
+        documents = counted(n["documents"], "document")
+        print(f"{split}: {n['tokens']:,} tokens, {size}, {documents}")
     if meta["fim"].get("rearranged"):
         print(
             f"train: {meta['fim']['rearranged']:,} of {meta['fim']['pieces']:,} pieces rearranged "
@@ -438,7 +439,7 @@ def print_report(meta: dict, out: str, command: str = ""):
         )
     density = meta["val"]["bytes"] / meta["val"]["tokens"]
     print(f"val: {density:.2f} bytes per token, vocabulary {meta['vocab_size']:,}")
-    print(f"next: {command or training_command(out)}")
+    print(f"next: {command or next_step.training(meta, out)}")
 
 
 def print_cleaning(meta: dict):
@@ -446,19 +447,14 @@ def print_cleaning(meta: dict):
     for rule, count in meta["cleaning"].items():
         if count["documents"]:
             print(f"{rule:<36}{count['documents']:>10,}{count['bytes'] / 1e6:>10.1f}")
-    masked = ", ".join(f"{count:,} {name}" for name, count in meta["masked"].items())
+    masked = ", ".join(counted(count, name) for name, count in meta["masked"].items())
     print(f"masked: {masked or 'nothing'}")
 
 
-def training_command(out: str) -> str:
-    """The command that trains on the data set, with the config file that suits it best."""
-    out = os.path.expanduser(out)  # as find_place does
-    names = [out.removesuffix("_char"), Path(sys.argv[0]).stem, "python"]
-    name = next(name for name in names if (ROOT / f"config/{name}_cpu.py").exists())
-    config = f"config/{name}_cpu.py"
-    if name != names[0]:
-        config += f" --dataset={shlex.quote(out)} --out_dir={shlex.quote(f'out/{Path(out).name}')}"
-    return f"python train.py {config}"
+def counted(count: int, name: str) -> str:
+    """A number of things: 1 e-mail address, 34 e-mail addresses."""
+    plural = "es" if name.endswith("s") else "s"
+    return f"{count:,} {name}{plural * (count != 1)}"
 
 
 # --- the whole way --------------------------------------------------------------------------------
@@ -487,7 +483,6 @@ def build(
     mine = share.take(documents, part, cfg.max_mb, listing)
     total = total and total // part.of
     judged = examine_all(mine, cfg, benchmark, total)
-    command = command or training_command(cfg.out)
     about = share.About(source=source, language=language, unit=unit, command=command)
     if not cfg.part:
         return assemble(cfg, judged, total, given, about)
@@ -667,7 +662,7 @@ class Tally:
         self.count("read", examined.size)
         self.count("kept", len(examined.text))
         self.masked += examined.masked
-        self.licences.update(licences or ["not told"])
+        self.licences.update(licences or ["unknown"])
         if language:
             self.languages[language] += 1
 

@@ -6,7 +6,6 @@ So a document begins at each end-of-text token that is not learnt.
 """
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from parts import configurator
 from parts.chat import end_of_text
 from parts.tokenizer import Tokenizer
-from prepare import corpus
+from prepare import corpus, next_step
 from prepare.sources import ROWS_TO_TRY, seeded
 
 BATCH = 1000  # documents that are written at a time
@@ -134,10 +133,18 @@ def encode(splits: dict[str, list], tok: Tokenizer, document: Callable) -> Itera
 
 def write(cfg, tok: Tokenizer, splits: dict[str, list], document: Callable, about: dict):
     """Make data/<cfg.out>, and print what is in it and what to run next."""
+    longest = 0
+
+    def measured(example):
+        nonlocal longest
+        ids, mask = document(example)
+        longest = max(longest, len(ids))
+        return ids, mask
+
     with corpus.new_dataset(cfg.out) as folder:
         with configurator.mistakes():
             tok.save(folder)
-            encoded = encode(splits, tok, document)
+            encoded = encode(splits, tok, measured)
             about = {"source": cfg.file or cfg.source, **about, "arguments": vars(cfg)}
             meta = corpus.write_dataset(folder, tok, encoded, about)
     for rule, count in meta["rows"].items():
@@ -148,9 +155,7 @@ def write(cfg, tok: Tokenizer, splits: dict[str, list], document: Callable, abou
             f"{split}: {n['tokens']:,} tokens, {n['learnt']:,} of them learnt, "
             f"{n['documents']:,} documents"
         )
-    config = f"config/finetune_{about['task']}.py"
-    changes = {"dataset": cfg.out}
-    if (configurator.locate(cfg.tokenizer) / "ckpt.pt").exists():
-        changes["init_from"] = cfg.tokenizer
-    changes = " ".join(f"--{key}={shlex.quote(value)}" for key, value in changes.items())
-    print(f"next: python train.py {config} {changes}")
+    # A label stands at the end, and must be in the window; an answer may lose its end.
+    room = longest if about["task"] == "sentiment" else 0
+    command = next_step.fine_tuning(f"finetune_{about['task']}", cfg.out, cfg.tokenizer, room)
+    print(f"next: {command}")

@@ -16,12 +16,11 @@ from parts.start import run_script
 
 import ast
 import re
-import shlex
 import warnings
 from collections.abc import Iterator
 
 from parts import configurator
-from prepare import corpus, sources
+from prepare import corpus, next_step, sources
 from prepare.clean import TOO_LARGE, Document
 
 FUNCTIONS = Path(__file__).resolve().parent / "functions"
@@ -167,13 +166,7 @@ def main():
         files, _ = sources.local_documents([cfg.path], LANGUAGES[cfg.language][0], cfg)
     cfg.tokenizer = cfg.tokenizer or newest_run()
     source = "the handmade functions" + (f" and those in {cfg.path}" if cfg.path else "")
-    changes = {
-        "init_from": cfg.tokenizer,
-        "dataset": cfg.out,
-        "out_dir": f"out/finetune_{Path(cfg.out).name}",
-    }
-    changes = " ".join(f"--{key}={shlex.quote(value)}" for key, value in changes.items())
-    command = f"python train.py config/finetune_handmade.py {changes}"
+    command = next_step.fine_tuning("finetune_handmade", cfg.out, cfg.tokenizer)
     documents = all_documents(shipped(cfg.language), files, cfg)
     corpus.build(cfg, documents, source, unit="function", command=command, language=cfg.language)
 

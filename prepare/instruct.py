@@ -8,6 +8,10 @@
 A row has an instruction (or prompt, question), perhaps an input (context), and an output (response,
 completion, answer); or a conversation: messages of role and content, conversations of from and
 value. The template is in parts/chat.py.
+
+alpaca.json is Stanford Alpaca's, 52,000 examples that text-davinci-003 wrote: alpaca_data.json in
+github.com/tatsu-lab/stanford_alpaca, CC BY-NC 4.0. For any use, Dolly, 15,000 that people wrote:
+databricks-dolly-15k.jsonl in huggingface.co/datasets/databricks/databricks-dolly-15k, CC BY-SA 3.0.
 """
 
 import sys

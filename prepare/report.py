@@ -45,7 +45,7 @@ FILES = {"report.html", "report.json"}
 
 
 class Settings:
-    dataset = ""  # a data set's name, its folder in data/
+    dataset = ""  # a data set's name, its folder in data/; or the path of one
     out = ""  # the folder for the page and the numbers; empty: out/report_<dataset>
     block_size = 128  # tokens in an input that is shown: best what you will train with
     seed = 1337  # which inputs are shown: those of the first step with that seed
@@ -412,6 +412,8 @@ def measure(data: Dataset) -> dict:
     splits = ("val", "train")  # val's documents are what train's are compared with
     total = sum(len(data.tokens[split]) for split in splits)
     progress = tqdm(total=total, unit="token", unit_scale=True, desc="counting", disable=None)
+    if progress.disable:  # no terminal
+        print(f"counting {total:,} tokens ...", file=sys.stderr)
     seen, known, val = {}, None, []
     with progress:
         for split in splits:
@@ -630,8 +632,8 @@ def print_table(facts: dict):
     train, val = facts["splits"]["train"], facts["splits"]["val"]
     print(printable(f"{facts['folder']}: {facts['source'] or 'of unknown source'}"))
     rows = [["", "train", "val"], *report_page.split_rows(facts)]
-    lengths = [[f"{n['lengths'][key]:,}" for key in ("median", "longest")] for n in (train, val)]
-    rows.append(["tokens: median, longest", *map(", ".join, lengths)])
+    for key in ("median", "longest"):
+        rows.append([f"tokens, {key} document", *(f"{n['lengths'][key]:,}" for n in (train, val))])
     for name, *values in rows:
         print(f"{name:<26}" + "".join(f"{value:>22}" for value in values))
     for title, text in report_page.sentences(facts):
@@ -677,7 +679,7 @@ def main():
     with mistakes():
         if not cfg.dataset:
             raise ValueError("name a data set: --dataset=python")
-        folder = Path(os.path.realpath(ROOT / "data" / os.path.expanduser(cfg.dataset)))
+        folder = Path(os.path.realpath(configurator.dataset_folder(cfg.dataset)))
         data = Dataset(folder)
         place = find_place(cfg, folder)
     pairs = inputs(data, cfg)

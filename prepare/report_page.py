@@ -12,11 +12,15 @@ ROWS = [  # what a table says of each split: its name, the key, how it is writte
     ("MB of text", "bytes", lambda n: f"{n / 1e6:,.2f}"),
     ("bytes per token", "bytes_per_token", "{:.3f}".format),
     ("documents", "documents", "{:,}".format),
-    ("documents, as prepared", "as_prepared", lambda n: f"{n or 0:,}"),
     ("tokens that are learnt", "learnt", lambda n: f"{n or 0:,}"),
     ("rearranged pieces", "rearranged", "{:,}".format),
     ("special tokens", "special", "{:,}".format),
 ]
+KINDS = {  # what meta.json counts -> what a line says of it
+    "licences": "licences as the sources tell them, with their number of documents",
+    "languages": "languages, with their number of documents",
+    "masked": "secrets and addresses that were masked",
+}
 # The colours are those of the server's page.
 THEME = re.search(r":root \{.*?\n\}", (ROOT / "parts/page.html").read_text(), re.S)[0]
 STYLE = """
@@ -121,11 +125,20 @@ def sentences(facts: dict) -> list[tuple[str, str]]:
             f"{tokens['only_in_val']:,} occur in val alone; {commonest}",
         )
     )
-    for kind in ("licences", "languages", "masked"):
+    told_apart, prepared = (facts["splits"]["train"][key] for key in ("documents", "as_prepared"))
+    if prepared:
+        said.append(
+            (
+                "documents",
+                f"{prepared:,} were prepared for train; {told_apart:,} are counted, since in "
+                "rearranged text some cannot be told from the next one",
+            )
+        )
+    for kind, about in KINDS.items():
         if found := facts[kind]:
             most = sorted(found.items(), key=lambda item: -item[1])
             more = f", and {len(most) - 5} more" if len(most) > 5 else ""
-            said.append((kind, ", ".join(f"{n[:40]} {c:,}" for n, c in most[:5]) + more))
+            said.append((about, ", ".join(f"{n[:40]} {c:,}" for n, c in most[:5]) + more))
     for name, count in list(facts["sources"].items())[:6]:
         density = count["bytes_per_token"]
         said.append((f"from {name}", f"{count['documents']:,} documents, {density} bytes a token"))

@@ -13,6 +13,10 @@ Reads CSV, TSV, JSON lines, JSON lists and parquet; csv, tsv and json also as .g
 of which " positive" is learnt, so that the label is the word that the model finds likelier. Labels
 are words, or numbers that count them from 0. A text that is too long loses its beginning, since a
 review's verdict tends to stand at its end.
+
+train.tsv and dev.tsv are those of SST-2, the Stanford Sentiment Treebank with two classes (Socher
+et al. 2013): sentences of film reviews, for research, with no licence that its page names. GLUE's
+copy is at https://dl.fbaipublicfiles.com/glue/data/SST-2.zip; --source=sst2 needs no file.
 """
 
 import sys

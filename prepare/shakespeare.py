@@ -2,7 +2,7 @@
 
 python prepare/shakespeare.py                   65 characters; 1,003,854 train, 111,540 val tokens
 python prepare/shakespeare.py --tokenizer=bpe   a byte-level BPE of 5,000 tokens instead
-python prepare/shakespeare.py --file=input.txt  any text of your own, or the same text offline
+python prepare/shakespeare.py --file=input.txt  the same text offline, or any text of your own
 """
 
 import sys
@@ -16,7 +16,7 @@ import urllib.request
 
 from parts import configurator
 from parts import tokenizer as tokenization
-from prepare import corpus
+from prepare import corpus, next_step
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -28,6 +28,7 @@ class Settings:
     tokenizer = "char"  # char, bpe, gpt2, a folder with a tokenizer.json, or a hub model
     eot = ""  # the special token of a tokenizer from elsewhere that ends a text; empty: its own
     vocab_size = 5000  # tokens of the bpe
+    licence = ""  # of a text of your own, for meta.json; empty: unknown
 
 
 def read_text(file: str) -> str:
@@ -84,9 +85,14 @@ def main():
             corpus.Encoded(split, tok.encode_numpy(part), documents=1, size=len(part.encode()))
             for split, part in texts.items()
         )
-        about = {"source": cfg.file or URL, "licences": {"public domain": 1}, "cleaning": {}}
+        known = hashlib.sha256(text.encode()).hexdigest() == SHA256
+        licence = " ".join(cfg.licence.split()) or ("public domain" if known else "unknown")
+        about = {"source": cfg.file or URL, "licences": {licence: 1}, "cleaning": {}}
         meta = corpus.write_dataset(folder, tok, encoded, about | {"arguments": vars(cfg)})
-    corpus.print_report(meta, cfg.out)
+    # The configs for characters ask for a sample after a newline.
+    more = {"sample_prompt": text[0]} if tok.kind == "char" and "\n" not in text else {}
+    kind = "char" if tok.kind == "char" else "book"
+    corpus.print_report(meta, cfg.out, next_step.training(meta, cfg.out, kind, **more))
 
 
 if __name__ == "__main__":

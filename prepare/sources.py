@@ -11,7 +11,9 @@ import gzip
 import hashlib
 import json
 import os
+import shlex
 import stat
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -76,15 +78,29 @@ def local_documents(
     They come in the order of a seeded hash, so that max_mb takes a fair share of everything. A
     document's group is its package: as few leading folders as a val split can be made with."""
     with mistakes():
-        files = find_files(folders, suffix)
+        files, skipped = find_files(folders, suffix)
     names, left = [], cfg.max_mb * 1e6 or float("inf")
     for name in sorted(files, key=lambda name: seeded(cfg.seed, name)):
         if left > 0:
             names.append(name)
             left -= files[name][1]
+    passed_over = ""
+    if skipped and cfg.path:  # of the folders that a script chooses by itself, it is meant
+        count, kinds = sum(skipped.values()), sorted({folder.name for folder in skipped})
+        more = f" and {len(kinds) - 5} more folders" if len(kinds) > 5 else ""
+        largest = shlex.quote(str(max(skipped, key=skipped.get)))
+        passed_over = (
+            f"skipped: {count:,} *{suffix} file{'s' * (count > 1)} in {', '.join(kinds[:5])}{more};"
+            f" to read those of one, name it: --path={largest}"
+        )
     if not names:
         places = ", ".join(map(str, folders))
-        die(f"there are no *{suffix} files in {places}; name another folder with --path=...")
+        die(
+            f"there are no *{suffix} files in {places}; "
+            f"{passed_over or 'name another folder with --path=...'}"
+        )
+    if passed_over:
+        print(passed_over, file=sys.stderr)
     sizes = np.array([files[name][1] for name in names], float)
     for depth in range(1, 2 + max(name.count("/") for name in names)):
         groups = ["/".join(name.removesuffix(suffix).split("/")[:depth]) for name in names]
@@ -99,13 +115,29 @@ def local_documents(
     return documents, int(sizes.sum())
 
 
-def find_files(folders: list[str | Path], suffix: str) -> dict[str, tuple[Path, int]]:
-    """Path relative to its folder -> (path, bytes that will be read). If two folders hold the same
-    relative path, the first folder wins. Named pipes, devices and sockets are no files."""
-    files = {}
-    for folder in (Path(os.path.expanduser(folder)) for folder in folders):
+def find_files(
+    folders: list[str | Path], suffix: str
+) -> tuple[dict[str, tuple[Path, int]], dict[Path, int]]:
+    """Path relative to its folder -> (path, bytes that will be read), and of each folder that is
+    skipped how many such files it has. If two folders hold the same relative path, the first folder
+    wins. Named pipes, devices and sockets are no files. ValueError if none of them is there.
+
+    A folder that is named here is read whatever it is called; what `is_source` leaves out is below
+    it."""
+    files, skipped = {}, {}
+    folders = [Path(os.path.expanduser(folder)) for folder in folders]
+    if not any(folder.is_dir() for folder in folders):
+        raise ValueError(f"{folders[0]} is no folder; --path takes one of *{suffix} files")
+    named = {os.path.realpath(folder) for folder in folders}
+    for folder in folders:
         for here, below, names in os.walk(folder):
-            below[:] = [name for name in below if is_source(Path(here, name))]
+            for name in list(below):
+                if not is_source(path := Path(here, name)):
+                    below.remove(name)
+                    inside = (file for _, _, found in os.walk(path) for file in found)
+                    count = sum(file.endswith(suffix) for file in inside)
+                    if count and os.path.realpath(path) not in named and not path.is_symlink():
+                        skipped[path] = count
             for path in (Path(here, name) for name in names if name.endswith(suffix)):
                 try:
                     info = path.stat()
@@ -114,7 +146,7 @@ def find_files(folders: list[str | Path], suffix: str) -> dict[str, tuple[Path, 
                 if stat.S_ISREG(info.st_mode):
                     name = path.relative_to(folder).as_posix()
                     files.setdefault(name, (path, min(info.st_size, TOO_LARGE)))
-    return files
+    return files, skipped
 
 
 def is_source(folder: Path) -> bool:
@@ -305,9 +337,9 @@ def hub_mistakes(name: str):
 
 def cannot_stream(name: str, error: Exception, setting: str = "file") -> str:
     return (
-        f"{name} cannot be streamed ({type(error).__name__}). If it is gated, accept its terms on "
-        f"huggingface.co/datasets/{name} and run `hf auth login`; offline, name local copies of "
-        f"its files with --{setting}=..."
+        f"{name} cannot be streamed ({type(error).__name__}). Without a network, name local copies "
+        f"of its files with --{setting}=...; if the data set is gated, accept its terms on "
+        f"huggingface.co/datasets/{name} and run `hf auth login`"
     )
 
 

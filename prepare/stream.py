@@ -10,6 +10,10 @@ past, so that any amount of text goes through a small disk. Killed at any moment
 it goes on with no document lost or doubled: what it writes depends on nothing but its settings and
 its sources.
 
+A row of *.jsonl and *.parquet is a document. A *.txt file of up to 100,000 bytes is one too; a
+longer one is cut at blank lines into documents of about 10,000 bytes. Any other file, such as
+"src/**/*.py", is one.
+
     sources -> [thread: read, mix] -> [processes: clean, tokenize] -> drop duplicates -> segments
 """
 
@@ -39,10 +43,10 @@ from typing_extensions import TypedDict
 
 from parts import configurator, infill, segments
 from parts import tokenizer as tokenization
-from parts.configurator import ROOT, die, mistakes
+from parts.configurator import die, mistakes
 from parts.files import Lock, load_json, write_json, write_whole
 from parts.tokenizer import Tokenizer
-from prepare import corpus, feeds
+from prepare import corpus, feeds, next_step
 from prepare.clean import Examined, examine, mix, read_benchmark, sketch, squeeze, windows
 from prepare.sources import seeded
 
@@ -241,7 +245,7 @@ class Held(NamedTuple):
 def begin(cfg):
     """Make the folder of a new stream: its tokenizer, its validation split, and no segment yet."""
     if cfg.val and cfg.tokenizer == "bpe":
-        cfg.tokenizer = str(ROOT / "data" / os.path.expanduser(cfg.val))
+        cfg.tokenizer = str(configurator.dataset_folder(cfg.val))
     with mistakes():
         given = None if cfg.tokenizer == "bpe" else corpus.open_tokenizer(cfg.tokenizer, cfg.eot)
         if given and cfg.fim_rate and not infill.knows_fim(given):
@@ -270,12 +274,12 @@ def begin(cfg):
         Stream(folder, cfg, held.about | totals, held.arrays).save()
         if (corpus.place_of(cfg.out) / "stream.json").exists():
             die(f"another process has begun the stream {cfg.out} in the meantime")
-    print(f"next, beside this: {corpus.training_command(cfg.out)}")
+    print(f"next, beside this: {next_step.training(meta, cfg.out)}")
 
 
 def take_val(cfg, folder: Path, tok: Tokenizer) -> Held:
     """The validation split of another data set. ValueError if it has other tokens."""
-    other = ROOT / "data" / os.path.expanduser(cfg.val)
+    other = configurator.dataset_folder(cfg.val)
     if not (other / "val.bin").is_file() or (other / "val.mask").exists():
         raise ValueError(f"--val={cfg.val} needs a data set without masks, which {other} is not")
     if not tok.has_ids_of(load_json(other / "tokenizer.json")):

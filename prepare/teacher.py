@@ -30,13 +30,14 @@ from parts.start import run_script
 import asyncio
 import os
 import random
+import shlex
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from parts import configurator
@@ -306,6 +307,17 @@ class Feed:
         self.history.append((time.monotonic(), self.written + self.read, self.tokens))
 
 
+def hints(cfg, url: str) -> str:
+    """Two commands: one to see texts, one to read them as a data set."""
+    key = ' -H "Authorization: Bearer $NANONEOX_API_KEY"' if cfg.api_key else ""
+    tokenizer = f" --tokenizer={shlex.quote(cfg.ckpt)}" if cfg.ckpt else ""
+    return (
+        f'see some:       curl{key} "{url}/generate?n=2"\n'
+        f"learn from it:  python prepare/stream.py --source={url}/generate{tokenizer} --val_mb=0.1"
+        " --segment_tokens=65536 --fim_rate=0 --out=taught"
+    )
+
+
 # --- over HTTP ------------------------------------------------------------------------------------
 
 
@@ -341,6 +353,9 @@ class Service:
     def kept(self) -> int:
         return sum(len(answer.body) for answer in self.answers.values())
 
+    async def root(self, request: Request) -> Response:
+        return PlainTextResponse(hints(self.cfg, str(request.base_url).rstrip("/")) + "\n")
+
     async def health(self, request: Request) -> Response:
         feed = self.feed
         texts, tokens = feed.rates()
@@ -370,6 +385,7 @@ class Service:
 
     def run(self, listener):
         routes = [Route("/generate", self.generate), Route("/health", self.health)]
+        routes.append(Route("/", self.root))
         app = Log(guarded(routes, self.cfg), None, {route.path for route in routes})
         self.server = make_server(app, arrival_seconds=10.0, drain_seconds=5.0)
 
@@ -391,6 +407,7 @@ def main():
     parts = [f"texts of {feed.author.name}"] if feed.author else []
     parts += [f"{cfg.clean:.0%} clean texts of {os.path.basename(cfg.file)}"] if cfg.clean else []
     print(f"serving {' and '.join(parts)}, seed {cfg.seed}, on {url}/generate", flush=True)
+    print(hints(cfg, url), flush=True)
     try:
         Service(cfg, feed).run(listener)
     finally:

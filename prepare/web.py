@@ -12,8 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from parts.start import run_script
 
-import shlex
-
 from parts import configurator
 from prepare import corpus, sources
 
@@ -42,8 +40,7 @@ def main():
         source, documents = cfg.file, sources.file_documents(cfg.file, cfg.column)
     else:
         source, documents = FINEWEB_EDU["path"], sources.hub_documents(**FINEWEB_EDU)
-    command = f"python train.py config/gpt2_124m.py --dataset={shlex.quote(cfg.out)}"
-    corpus.build(cfg, documents, source, unit="page", command=command)
+    corpus.build(cfg, documents, source, unit="page")
 
 
 if __name__ == "__main__":

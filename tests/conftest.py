@@ -2,6 +2,7 @@
 in temporary folders."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,18 @@ def in_process(monkeypatch, *args):
     except SystemExit as ended:
         return ended.code
     return 0
+
+
+def follow(monkeypatch, printed, out_dir, *args):
+    """Run, for one small step on the CPU, each training that a script of prepare/ named at its end.
+    Returns the commands."""
+    commands = [line.partition("python train.py ")[2] for line in printed.splitlines()]
+    commands = [shlex.split(command) for command in commands if command]
+    small = ("--device=cpu", "--compile=False", "--batch_size=1", "--grad_accum=1", "--max_iters=1")
+    for number, command in enumerate(commands):
+        last = (*small, "--eval_iters=1", "--sample_tokens=1", f"--out_dir={out_dir}.{number}")
+        assert in_process(monkeypatch, *command, *last, *args) == 0, command
+    return commands
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +124,6 @@ TINY = (
     "--n_embd=32",
     "--block_size=128",
     "--batch_size=4",
-    "--compile=False",
     "--eval_iters=2",
     "--warmup_iters=4",
     "--log_interval=1",

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import follow
 from sklearn.metrics import accuracy_score, f1_score
 
 import eval as evaluation
@@ -238,6 +239,24 @@ def test_long_texts_keep_their_end_and_labels_may_be_any_words(tmp_path, dataset
     ids = np.fromfile(tmp_path / "set/train.bin", "<u2")
     starts = np.flatnonzero(ids == tokenization.load(dataset).eot)
     assert max(np.diff(np.r_[starts, len(ids)])) <= 40
+
+
+@pytest.mark.parametrize("module", [instruct, sentiment])
+def test_the_command_that_is_named_fine_tunes_the_tokenizers_model(
+    trained, dataset, tmp_path, monkeypatch, capsys, module
+):
+    rows = ROWS if module is instruct else [{"text": t * 4, "label": n} for t, n in TEXTS]
+    made = make(monkeypatch, module, tmp_path, trained, rows)
+    [command] = follow(monkeypatch, capsys.readouterr().out, tmp_path / "run")
+    assert f"--init_from={trained}" in command and f"--dataset={made.folder}" in command
+    splits = [np.split(part, np.flatnonzero(part == 0)) for part in (made.train, made.val)]
+    longest = max(len(document) for split in splits for document in split)
+    room = [] if module is instruct else [f"--block_size={longest}"]  # a label stands at the end
+    assert [part for part in command if "block_size" in part] == room
+    assert module is instruct or 64 < longest < 128
+    # Of a tokenizer that belongs to no model the command does not know which one is meant.
+    make(monkeypatch, module, tmp_path, dataset, rows, f"--out={tmp_path / 'other'}")
+    assert "--init_from=MODEL" in capsys.readouterr().out
 
 
 # --- mistakes -------------------------------------------------------------------------------------

@@ -23,9 +23,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import run
+from conftest import follow, run
 
-from parts import data
+from parts import configurator, data
 from parts import tokenizer as tokenization
 from prepare import clean, corpus, sources
 
@@ -92,22 +92,30 @@ def test_tiny_shakespeare_has_the_known_counts(tmp_path):
     file = Path(os.environ["NANONEOX_DATA"], "tinyshakespeare.txt")
     run("prepare/shakespeare.py", f"--file={file}", f"--out={tmp_path / 's'}")
     meta = json.loads((tmp_path / "s/meta.json").read_text())
-    assert meta["vocab_size"] == 65
+    assert meta["vocab_size"] == 65 and meta["licences"] == {"public domain": 1}
     assert (meta["train"]["tokens"], meta["val"]["tokens"]) == (1_003_854, 111_540)
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe"])
-def test_a_text_is_split_at_nine_tenths_and_comes_back(tmp_path, kind):
-    text = (STDLIB / "argparse.py").read_text() + "Wörter\n"
+@pytest.mark.parametrize("kind, licence", [("char", "MIT"), ("bpe", "")])
+def test_a_text_is_split_at_nine_tenths_comes_back_and_can_be_trained_on(
+    tmp_path, monkeypatch, kind, licence
+):
+    text = (STDLIB / "argparse.py").read_text()[:2500].replace("\n", " ") + "Wörter"
     write(tmp_path, {"t.txt": text})
-    files = f"--file={tmp_path / 't.txt'}", f"--out={tmp_path / 's'}"
-    run("prepare/shakespeare.py", *files, f"--tokenizer={kind}", "--vocab_size=500")
+    files = f"--file={tmp_path / 't.txt'}", f"--out={tmp_path / 's'}", f"--licence={licence}"
+    done = run("prepare/shakespeare.py", *files, f"--tokenizer={kind}", "--vocab_size=500")
     tok, cut = tokenization.load(tmp_path / "s"), int(0.9 * len(text))
     meta = json.loads((tmp_path / "s/meta.json").read_text())
+    assert meta["licences"] == {licence or "unknown": 1}
     for split, part in ("train", text[:cut]), ("val", text[cut:]):
         ids = np.fromfile(tmp_path / f"s/{split}.bin", "<u2")
         assert tok.decode(ids) == part
         assert (meta[split]["tokens"], meta[split]["bytes"]) == (len(ids), len(part.encode()))
+    # Val is shorter than the window of any config, and has no newline to begin a sample with.
+    cpu, gpu = follow(monkeypatch, done.stdout, tmp_path / "run", "--n_layer=1")
+    names = {"char": ("shakespeare_cpu", "shakespeare_char"), "bpe": ("english_cpu",)}
+    names["bpe"] += ("shakespeare_t4",)
+    assert (cpu[0], gpu[0]) == tuple(f"config/{name}.py" for name in names[kind])
 
 
 # --- Python code ----------------------------------------------------------------------------------
@@ -152,6 +160,11 @@ product = left@right.grad + clone("git@github.com:owner/name.git")
 def connect(mode="plain"):
     return client.connect(config, mode)
 """,
+        "x/node_modules/a.py": real["email/header.py"],
+        "x/.hidden/b/c.py": real["email/header.py"],
+        "x/.hidden/notes.txt": "notes",
+        "env/pyvenv.cfg": "home = /usr",
+        "env/lib/d.py": real["email/header.py"],
     }
     write(tmp / "src", {**real, **planted})
     done = run("prepare/python.py", f"--path={tmp / 'src'}", f"--out={tmp / 'set'}", *SMALL)
@@ -227,6 +240,27 @@ def test_each_rule_drops_the_file_that_was_planted_for_it(python_set):
     }
     assert {rule: count[rule] for rule in dropped} == dropped
     assert count["read"] == sum(dropped.values()) + count["kept"]
+
+
+def test_a_data_set_is_found_in_data_or_else_at_a_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(configurator, "ROOT", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "repository/data/theirs", "theirs"):
+        write(tmp_path / folder, {"meta.json": "{}"})
+    assert configurator.dataset_folder("theirs") == tmp_path / "repository/data/theirs"
+    assert configurator.dataset_folder("./mine") == tmp_path / "mine"
+    assert configurator.dataset_folder("x" * 500) == tmp_path / "repository/data" / ("x" * 500)
+
+
+def test_what_is_skipped_is_said_and_read_where_it_is_named(python_set):
+    tmp, _, done, _ = python_set
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
+    assert "skipped: 3 *.py files in .hidden, env, node_modules; to read" in line
+    for name, found in ("x/.hidden", "b/c.py"), ("x/node_modules", "a.py"), ("env", "lib/d.py"):
+        files, skipped = sources.find_files([tmp / "src" / name], ".py")
+        assert list(files) == [found] and not skipped
+    files, skipped = sources.find_files([tmp / "src", tmp / "src/env"], ".py")  # each is named
+    assert "lib/d.py" in files and len(skipped) == 2
 
 
 def test_meta_shows_the_first_document_that_each_rule_dropped_without_its_secrets(python_set):
@@ -595,7 +629,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 ONE = "--path={tmp}/one"
 MISTAKES = [  # script, arguments, a part of the line that must be printed
     ("python.py", ["--path={tmp}/nowhere"], "nowhere"),
+    ("python.py", ["--path={tmp}/one/a.py"], "a.py is no folder"),
     ("python.py", ["--path={tmp}/empty"], "*.py"),
+    ("python.py", ["--path={tmp}/deep"], "skipped: 1 *.py file in site-packages; to read"),
     ("python.py", [ONE], "too few"),
     ("python.py", ["--source=web"], "codesearchnet"),
     ("python.py", ["--file={tmp}/none.jsonl"], "none.jsonl"),
@@ -630,6 +666,7 @@ MISTAKES = [  # script, arguments, a part of the line that must be printed
 def test_a_mistake_gets_one_line(tmp_path, monkeypatch, script, arguments, says):
     files = {
         "one/a.py": library("json")["json/decoder.py"],
+        "deep/site-packages/a.py": "a = 1\n",
         "columns.jsonl": '{"body": "x"}\n',
         "broken.jsonl": '{"a": \n',
         "broken.parquet": "no",

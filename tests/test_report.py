@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections import Counter
 from html.parser import HTMLParser
@@ -90,7 +91,11 @@ def test_tokens_and_documents_are_those_of_an_independent_count(dataset, plain):
     assert facts["tokens"]["share_of_commonest"]["100"] == round(share, 4)
     texts = [judge.decode([i]) for i in range(4, 1024)]
     assert len(facts["tokens"]["longest"][0]["text"]) - 2 >= max(map(len, texts))
-    assert done.stdout.count("\n") <= 40
+    lengths = [facts["splits"][split]["lengths"] for split in ("train", "val")]
+    for key in ("median", "longest"):
+        [row] = re.findall(rf"^tokens, {key} document (.*)", done.stdout, re.M)
+        assert row.split() == [f"{length[key]:,}" for length in lengths]
+    assert done.stdout.count("\n") <= 40 and "counting" in done.stderr  # no bar: no terminal
 
 
 def test_each_rule_that_dropped_something_shows_what_it_dropped(dataset, plain):
@@ -212,6 +217,7 @@ def test_a_stream_is_counted_in_documents_though_its_text_is_rearranged(stream):
     assert facts["sources"]["local"]["bytes_per_token"] == 3.0
     assert facts["languages"] == {"Python": facts["licences"]["MIT"]}
     assert "local" in done.stdout and "it goes on" in done.stdout
+    assert "licences as the sources tell them, with their number of documents: MIT" in done.stdout
 
 
 def test_hostile_text_is_shown_and_the_page_reaches_no_network(stream):

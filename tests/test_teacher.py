@@ -91,12 +91,15 @@ def test_texts_are_the_models_and_each_goes_to_one_client(trained):
     with Teacher(f"--ckpt={trained}", "--seed=5", "--dtype=float32", "--queue=40") as teacher:
         with ThreadPoolExecutor(3) as pool:
             shares = list(pool.map(lambda each: teacher.texts(20, each), (1, 7, 16)))
+        health = teacher.get("/health").json()  # at once: rates are those of the last ten seconds
         texts = [text for share in shares for text in share]
         assert len(set(texts)) == len(texts) == 60
         # They go out in order; whatever is written beside one, it is what would be written alone.
         own = [expected(trained, 5, number) for number in range(12)]
         assert len(set(own)) == 12 and set(own) <= set(texts)
-        health = teacher.get("/health").json()
+        hints = teacher.get("/").text  # what it said at its start too
+        assert all(line in "".join(teacher.lines) for line in hints.splitlines())
+        assert f"{teacher.url}/generate?n=2" in hints and f"--tokenizer={trained}" in hints
         assert health["status"] == "ok" and health["served"] == 60 and health["clean"] == 0
         assert health["written"] >= 60 + health["queue"] and health["queue"] <= 40
         assert health["tokens"] > 60 * 20 and health["tokens_per_s"] > health["texts_per_s"] > 0

@@ -565,9 +565,9 @@ def test_a_folder_with_odd_things_in_it(place, kind):
         listed = sources.find_files
 
         def list_and_remove(*args):
-            files = listed(*args)
+            found = listed(*args)
             (folder / "p3.py").unlink()
-            return files
+            return found
 
         def use_that():
             sources.find_files = list_and_remove
