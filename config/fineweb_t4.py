@@ -4,7 +4,7 @@
 #           --pattern=gpt2 --vocab_size=16384 --fim_rate=0 --out=fineweb
 #       python train.py config/fineweb_t4.py
 # Computed, not measured (python tools/plan.py config/fineweb_t4.py --gpu=t4 --vocab_size=16384):
-# 4.1 GiB of memory, and 3.4 hours at 16 TFLOP/s (a quarter of the T4's float16 peak).
+# about 4 GiB of memory, and 2.1 to 5.7 hours, at 15 to 40 % of the T4's float16 peak.
 
 dataset = "fineweb"
 out_dir = "out/fineweb_t4"

@@ -1,8 +1,8 @@
 # GPT-2 small (Radford et al. 2019) from random weights: 124M parameters, English web text, one card
 # of 48 GB.
 # Data: python prepare/web.py --max_mb=12000
-# Computed, not measured (python tools/plan.py config/gpt2_124m.py --gpu=l40s): 28.9 GiB of memory,
-# and 6.9 hours on an L40S at a quarter of its bfloat16 peak.
+# Computed, not measured (python tools/plan.py config/gpt2_124m.py --gpu=l40s): 28 to 31 GiB of
+# memory, and 4 to 12 hours on an L40S, at 15 to 40 % of its bfloat16 peak.
 
 dataset = "web"
 out_dir = "out/gpt2_124m"

@@ -3,9 +3,9 @@
 #     torchrun --nproc_per_node=4 train.py config/phi2.py
 #
 # Data: python prepare/python.py --source=the-stack --tokenizer=microsoft/phi-2 --fim_rate=0
-# Computed, not measured (python tools/plan.py config/phi2.py --gpu=h100 --gpus=4): 42 GiB of memory
-# a card, and 11 days on four H100 at a quarter of their bfloat16 peak. The first loss is about
-# ln 51,200 = 10.8.
+# Computed, not measured (python tools/plan.py config/phi2.py --gpu=h100 --gpus=4): 40 to 45 GiB of
+# memory a card, and 7 to 18 days on four H100, at 15 to 40 % of their bfloat16 peak. The first loss
+# is about ln 51,200 = 10.8.
 
 dataset = "python"
 out_dir = "out/phi2"
@@ -18,7 +18,7 @@ rotary_pct = 0.4  # 32 of the 80 dimensions of a head
 shared_norm = True  # attention and MLP read one LayerNorm
 head_bias = True
 activation = "gelu_new"
-batch_size = 4  # a card: its activations take 23 of the 42 GiB; 10 would fit
+batch_size = 4  # a card: its activations take 23 of the 42 GiB; 9 would fit
 grad_accum = 64  # over all cards: 524,288 tokens a step
 lr, min_lr = 1.6e-4, 1.6e-5  # GPT-3's for this size (Brown et al. 2020, table 2.1)
 warmup_iters = 2000

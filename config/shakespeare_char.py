@@ -1,7 +1,7 @@
 # Shakespeare character by character on any GPU: the first lesson, with a model that spells well.
 # Data: python prepare/shakespeare.py
-# On a T4, computed, not measured: 2.3 GiB of memory, and 6 minutes at 16 TFLOP/s (a quarter of its
-# float16 peak).
+# On a T4, computed, not measured (tools/plan.py): 2 to 3 GiB of memory, and 4 to 12 minutes, at 15
+# to 40 % of its float16 peak.
 
 dataset = "shakespeare_char"
 out_dir = "out/shakespeare_char"

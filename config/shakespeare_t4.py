@@ -1,7 +1,7 @@
 # Shakespeare in BPE tokens on a T4: a small GPT-NeoX in minutes.
 # Data: python prepare/shakespeare.py --tokenizer=bpe
-# Computed, not measured: 1.5 GiB of memory, and 1 minute at 16 TFLOP/s (a quarter of a T4's float16
-# peak). With so small a model a T4 will wait for Python, so expect three minutes.
+# Computed, not measured (tools/plan.py): 1 to 2 GiB of memory, and 40 s to 3 minutes, at 15 to 40 %
+# of a T4's float16 peak. With so small a model a T4 will wait for Python, so expect three.
 
 dataset = "shakespeare_bpe"
 out_dir = "out/shakespeare_t4"

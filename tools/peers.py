@@ -35,7 +35,7 @@ def model_config(cfg, **changes) -> NeoXConfig:
 def vocabulary(dataset: str) -> int:
     """The data set's number of tokens, or 8,192 if it is not there. ValueError if its meta.json is
     damaged."""
-    file = configurator.ROOT / "data" / dataset / "meta.json"
+    file = configurator.dataset_folder(dataset) / "meta.json"
     return load_json(file, Meta)["vocab_size"] if os.path.exists(file) else 8192
 
 
