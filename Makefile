@@ -2,7 +2,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0  # the version that the tests run with; requirements.txt takes any from 2.9 on
 RUN = .venv/bin/python
 
-.PHONY: quickstart test torture lint install clean
+.PHONY: quickstart test torture notebooks lint install clean
 
 quickstart: install  ## from nothing to completions of real Python: 6 to 8 minutes on 2 cores, no GPU
 	$(RUN) prepare/python.py --max_mb=100 --vocab_size=4096 --val_fraction=0.02
@@ -17,6 +17,9 @@ test: .venv/test lint  ## every test; NANONEOX_DATA=FOLDER adds those on tinysha
 torture: .venv/test  ## hundreds of kills, signals, damaged files and hostile programs: about an hour
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto -o python_files='*.py' tests/torture
 
+notebooks: .venv/test  ## executes both notebooks and keeps what they print and draw: about five minutes
+	.venv/bin/jupyter execute --inplace --NotebookClient.coalesce_streams=True notebooks/*.ipynb
+
 lint: .venv/test
 	.venv/bin/ruff format --check -q .
 	.venv/bin/ruff check -q .
@@ -24,9 +27,11 @@ lint: .venv/test
 install: .venv/run
 
 .venv/run: requirements.txt
-	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install -q $(TORCH) -r requirements.txt
+	@echo "installing torch and the rest into .venv, in silence; a few minutes, most of them the download"
+	@$(PYTHON) -m venv .venv
+	@$(RUN) -m pip install -q $(TORCH) -r requirements.txt
 	@touch $@
+	@echo "installed; in a shell of your own: source .venv/bin/activate"
 
 .venv/test: requirements-test.txt requirements-track.txt .venv/run
 	$(RUN) -m pip install -q -r requirements-test.txt

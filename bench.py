@@ -37,7 +37,6 @@ from tools import peers
 
 
 class Settings(train.Settings):
-    compile = False  # as in train.py
     vocab_size = 0  # tokens in the vocabulary; 0: the data set's, or 8,192 if it is not there
     repeats = 5  # rounds in which every contender has its turn
     steps = 4  # training steps in a turn
@@ -65,6 +64,7 @@ def be_contender(name, action, *settings):
     kind, dtype, mode = name.split(",")
     cfg = read_settings(settings)
     cfg.compile, device = mode == "compiled", devices.pick(cfg.device)
+    devices.use_threads(cfg.threads)
     answers, sys.stdout = sys.stdout, sys.stderr  # for whatever the libraries print
     torch.set_float32_matmul_precision("high")  # TF32 for all, where a GPU has it
     contender = peers.CONTENDERS[kind](cfg, device, getattr(torch, dtype))
@@ -254,9 +254,11 @@ def main():
     with configurator.mistakes():
         memory.check_training(peers.model_config(cfg), cfg, new=True)
         device = devices.pick(cfg.device)
+    devices.use_threads(cfg.threads)
     dtype = devices.training_dtype(device, cfg.dtype)
     low = str(dtype)[6:]  # the fastest, such as bfloat16, unless --dtype says otherwise
-    names = [f"nanoNeoX,{low},{'compiled' if cfg.compile else 'eager'}"]
+    compiled = device == "cuda" if cfg.compile is None else cfg.compile
+    names = [f"nanoNeoX,{low},{'compiled' if compiled else 'eager'}"]
     if cfg.peers:
         names = [f"nanoNeoX,{low},compiled", f"nanoNeoX,{low},eager"]
         names += ["transformers,float32,eager", f"transformers,{low},eager"]

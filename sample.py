@@ -43,6 +43,7 @@ class Settings:
     stop = ()  # end before this text, \n for a newline; may be given several times
     seed = 1337  # the same seed gives the same completions
     device = "auto"  # auto, cpu, cuda, mps
+    threads = 0  # CPU threads; 0: torch's choice, each core. On a busy machine try 1
 
 
 def read_settings():
@@ -99,6 +100,7 @@ def main():
     cfg = read_settings()
     with configurator.mistakes():
         device = devices.pick(cfg.device)
+    devices.use_threads(cfg.threads)
     model, tokenizer, _ = runs.load(cfg.ckpt, device)
     model.to(devices.generation_dtype(device, cfg.num_samples))
     if cfg.chat:

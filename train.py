@@ -13,6 +13,7 @@ from parts.start import StopSignal, run_script
 import math
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 import optim
 from model import NeoX
+from parts import clock as clocks
 from parts import configurator, distributed, runs
 from parts import device as devices
 from parts import tokenizer as tokenization
@@ -48,6 +50,7 @@ class Settings:
     new_data = False  # resume although the data set is not the one that the run began with
     stream_wait = 60.0  # seconds to wait for a stream that does not run
     seed = 1337  # initial weights, batches and dropout follow from it
+    note = ""  # why this run: kept in run.json, MLflow and W&B
     # Model (from scratch; weights that come from elsewhere bring their own)
     vocab_size = 0  # rows of the input table and the head; 0: as many as the tokenizer has tokens
     n_layer = 6  # blocks
@@ -67,7 +70,8 @@ class Settings:
     batch_size = 16  # sequences in one forward pass
     grad_accum = 1  # forward passes in a step of batch_size * grad_accum * block_size tokens
     max_iters = 2000  # steps
-    max_minutes = 0.0  # end after so much training; the schedule follows this clock; 0: no limit
+    max_minutes = 0.0  # from start to end of the process; the schedule follows; 0: no limit
+    max_train_minutes = 0.0  # the same, of the steps alone: to compare algorithms; 0: no limit
     optimizer = "adamw"  # adamw, adam, sgd, lion, adafactor, cautious, schedulefree, muon, soap
     lr = 1e-3  # peak learning rate
     min_lr = 1e-4  # learning rate at the end
@@ -84,7 +88,8 @@ class Settings:
     dtype = "auto"  # of matrix products: auto, float32, bfloat16, float16; weights stay in float32
     checkpoint_activations = False  # compute activations twice: a third more work, far less memory
     shard = False  # under torchrun: divide weights and optimizer (FSDP2), for large models
-    compile = True  # torch.compile: 10 to 60 s once; on a CPU steps are no faster, GPU not measured
+    compile = None  # torch.compile, 10 to 60 s once; auto: on a GPU, as a CPU's steps gain nothing
+    threads = 0  # CPU threads; 0: torch's choice, each core. On a busy machine try 1
     # Watching and keeping
     eval_interval = 200  # steps between evaluations, with checkpoint, plot, sample; 0: at the end
     eval_iters = 20  # batches in an evaluation, the same every time
@@ -107,7 +112,8 @@ def read_settings(settings: type = Settings, argv: list[str] | None = None):
     positive = "batch_size grad_accum max_iters eval_iters log_interval keep lr".split()
     choices = {"optimizer": list(optim.OPTIMIZERS), "lr_schedule": list(optim.SCHEDULES)}
     choices |= {"device": devices.DEVICES, "dtype": devices.DTYPES}
-    configurator.require(cfg, positive, {"keep": 1000, "tracker_wait": 1e6}, **choices)
+    most = {"keep": 1000, "tracker_wait": 1e6, "threads": 1024}
+    configurator.require(cfg, positive, most, **choices)
     if cfg.min_lr > cfg.lr:
         configurator.die(f"min_lr={cfg.min_lr} is above lr={cfg.lr}")
     if max(cfg.beta1, cfg.beta2, cfg.momentum) >= 1:
@@ -173,9 +179,28 @@ def evaluate(model: NeoX, dataset: Dataset, cfg, device: str, autocast) -> float
 
 def sample(model: NeoX, tokenizer, cfg) -> str:
     start = [] if tokenizer.eot is None else [tokenizer.eot]  # as every document of the data begins
-    prompt = tokenizer.encode(cfg.sample_prompt, special=True)
-    how = dict(temperature=0.8, top_k=50, seed=cfg.seed, stop_ids=tokenizer.special.values())
-    return tokenizer.decode(prompt + generate(model, [start + prompt], cfg.sample_tokens, **how)[0])
+    prompt, marks = tokenizer.encode(cfg.sample_prompt, special=True), tokenizer.special.values()
+    how = dict(temperature=0.8, top_k=50, seed=cfg.seed, stop_ids=marks)
+    (ids,) = generate(model, [start + prompt], cfg.sample_tokens, **how)
+    return tokenizer.decode(prompt + [token for token in ids if token not in marks])
+
+
+def command(*settings: str) -> str:
+    """The command that started this script, with other settings."""
+    changed = [setting.partition("=")[0] for setting in settings]
+    kept = [arg for arg in sys.argv if arg.partition("=")[0] not in changed]
+    return (
+        f"{'torchrun ...' if 'RANK' in os.environ else 'python'} {shlex.join([*kept, *settings])}"
+    )
+
+
+def how_to_go_on(cfg, step: int) -> str:
+    """The command that goes on with a run that has ended by its limits."""
+    more = f"--max_iters={2 * step}"
+    if step < cfg.max_iters:
+        name = "max_minutes" if cfg.max_minutes else "max_train_minutes"
+        more = f"--{name}={2 * getattr(cfg, name):g}"
+    return command("--init_from=resume", more)
 
 
 def build(cfg, model, dataset, device, dtype, rank, world, step) -> Trainer:
@@ -201,9 +226,11 @@ def build(cfg, model, dataset, device, dtype, rank, world, step) -> Trainer:
 def main():
     cfg = read_settings()
     with configurator.mistakes():
-        device = devices.pick(cfg.device)
+        device = clocks.pick_device(cfg)
     dtype = devices.training_dtype(device, cfg.dtype)
     devices.prepare(device)
+    cfg.threads = devices.use_threads(cfg.threads)
+    cfg.compile = device == "cuda" if cfg.compile is None else cfg.compile
     rank, world = distributed.join(cfg, device)
 
     # The data, and the model: new, from this run's last checkpoint, or from other weights.
@@ -232,6 +259,11 @@ def main():
     optimizers, scaler = trainer.optimizers, trainer.scaler
     with distributed.together():
         run.begin(optimizers, scaler, tokenizer, cfg, dataset.meta)
+    clock = clocks.Clock(cfg, last)
+    finished = checkpoint and max(step / cfg.max_iters, clock.share()) >= 1
+    if checkpoint:
+        ended = f"{cfg.out_dir} is finished already, with step {step}"
+        print(ended if finished else f"going on from step {step}, {run.file}")
 
     tokens_per_step = cfg.batch_size * cfg.grad_accum * cfg.block_size
     peak = devices.matmul_peak(device, dtype) * world
@@ -240,26 +272,28 @@ def main():
         f"{tokens_per_step:,} a step, {f'{world} x ' * (world > 1)}{device} "
         f"{str(dtype)[6:]}, peak {peak / 1e12:.2f} TFLOP/s"
     )
+    if device == "cpu" and not finished:
+        clocks.warn_on_cpu(cfg, model.flops_per_token(), step, peak)
     run.start_trackers([name for name in ("wandb", "mlflow") if getattr(cfg, name)])
     stop = StopSignal(announce=rank == 0)
-    steps, quiet = None if cfg.max_minutes else cfg.max_iters, True if rank else None
-    bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=quiet)
-    clock, evaluated = runs.Clock(last["elapsed"]), run.last_step("val_loss")
-    (evaluated,) = distributed.agree(evaluated)  # rank 0 alone has read metrics.jsonl
-    meter = runs.Meter(step, clock, tokens_per_step, model.flops_per_token() / peak)
+    bar = clocks.new_bar(hidden=rank > 0)
+    (evaluated,) = distributed.agree(run.last_step("val_loss"))  # rank 0 alone has read the metrics
+    meter = clocks.Meter(step, clock, tokens_per_step, model.flops_per_token() / peak)
     lr = 0.0  # of the last step
     while True:
         # How far the run is, by steps or by the clock. All processes continue or stop together.
         lack = trainer.batches.wait(stop, clock, bar)  # for a stream; 0: there is data
-        progress = max(step / cfg.max_iters, clock.share(cfg.max_minutes))
+        progress = max(step / cfg.max_iters, clock.share())
         # While it waits, it saves: the stream may wait for checkpoints that need less.
         idle = trainer.batches.x is None
         stale = idle or 0 < cfg.save_minutes < run.minutes_unsaved()
-        told = distributed.agree(progress, stop.number, stale, lack, idle)
-        progress, stopping, stale, lack, idle = told
+        near = clock.left() < clock.evaluation  # to the end: the last evaluation is enough
+        told = distributed.agree(progress, stop.number, stale, lack, idle, near)
+        progress, stopping, stale, lack, idle, near = told
         progress = 1 if lack else progress
+        clock.show(bar, step, progress, meter.summary)
         ending = progress >= 1 or stopping
-        due = progress >= 1 or cfg.eval_interval and step % cfg.eval_interval == 0
+        due = progress >= 1 or cfg.eval_interval and step % cfg.eval_interval == 0 and not near
         evaluating = due and not stopping and step > evaluated
         due = stopping or stale or cfg.save_interval and step % cfg.save_interval == 0
         saving = due and step > run.saved_step
@@ -268,7 +302,6 @@ def main():
         if step > meter.step and (step % cfg.log_interval == 0 or ending or saving):
             values = meter.read(step)
             run.record(step, tokens=tokens, lr=lr, loss_scale=scaler.get_scale(), **values)
-            bar.set_postfix_str(meter.summary, refresh=False)
             if meter.bad_steps >= MAX_BAD_STEPS:
                 run.give_up(meter.bad_steps, step)
 
@@ -285,8 +318,8 @@ def main():
             best, best_loss, evaluated = loss < best_loss, min(loss, best_loss), step
         if evaluating or saving:
             state = runs.state_of(model, optimizers, scaler, cfg)
-            state |= dict(step=step, tokens=tokens, best_loss=best_loss, elapsed=clock.seconds())
-            state |= dict(stream=dataset.state_at(step))
+            state |= dict(step=step, tokens=tokens, best_loss=best_loss)
+            state |= dict(stream=dataset.state_at(step)) | clock.state()
             if run.save("ckpt.pt", state, cfg.keep):
                 dataset.saved(step)
             if evaluating and best and cfg.save_best:
@@ -301,6 +334,7 @@ def main():
                 text = sample(writer, tokenizer, cfg)
                 run.record(step, sample=text)
                 tqdm.write(f"--- {text}\n---")
+            clock.evaluated()
         if ending:
             break
         if idle:
@@ -314,7 +348,6 @@ def main():
         optim.set_rate(optimizers, lr)
         meter.add(*training_step(trainer))
         step, tokens = step + 1, tokens + tokens_per_step
-        bar.update()
 
     bar.close()
     stop.end()
@@ -325,11 +358,18 @@ def main():
     wait = stop.seconds_left(cfg.tracker_wait)  # a signal may have come after the last step
     run.finish("stopped" if stopping else "finished", step, wait)
     if stopping:
-        print(f"stopped at step {step}; go on with --init_from=resume")
+        print(f"stopped at step {step}; go on with: {command('--init_from=resume')}")
         raise SystemExit(128 + int(stopping))
     if lack == LACKING:
         configurator.die(f"step {step} is saved, but {dataset.trouble}")
-    print(f"done at step {step}; try: python sample.py --ckpt={shlex.quote(cfg.out_dir)}")
+    if not step:
+        print(
+            "the time was over before the first step; give more --max_minutes, or do not --compile"
+        )
+    elif finished:
+        print(f"nothing was left to do; to train longer: {how_to_go_on(cfg, step)}")
+    else:
+        print(f"done at step {step}; try: python sample.py --ckpt={shlex.quote(cfg.out_dir)}")
 
 
 if __name__ == "__main__":

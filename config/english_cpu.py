@@ -19,7 +19,6 @@ dropout = 0.1  # half a million tokens are read several times
 warmup_iters = 10
 max_iters = 100_000  # never reached:
 max_minutes = 3.0  # the clock ends the run
-compile = False  # compiling takes a minute on two cores
 eval_interval = 100
 eval_iters = 10
 sample_prompt = "the film was"

@@ -15,7 +15,6 @@ momentum = 0.85
 warmup_iters = 10
 max_iters = 100_000  # never reached:
 max_minutes = 3.0  # the clock ends the run
-compile = False  # compiling takes a minute on two cores
 eval_interval = 50
 eval_iters = 5  # 160 conversations
 save_best = True  # where the answers are learnt by heart, best.pt is the better one

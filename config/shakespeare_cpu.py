@@ -12,7 +12,6 @@ momentum = 0.9  # and a shorter memory of past gradients
 rotary_pct = 1.0  # 0.02 nats in the trials for config/shakespeare_speedrun.py
 warmup_iters = 20
 max_iters = 800
-compile = False  # compiling takes half a minute, most of the run
 eval_interval = 200
 sample_prompt = "\n"
 sample_tokens = 200

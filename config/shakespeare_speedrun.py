@@ -20,6 +20,6 @@ beta1, beta2 = 0.6, 0.99  # for the same reason; from 0.9 to 0.8 alone: 0.011 na
 grad_clip = 0.0  # 0.003 nats
 warmup_iters = 10
 max_iters = 340  # 335 got to 1.864, 1.875 and 1.882 with three seeds
-compile = False  # compiling takes half a minute, longer than the whole run
+compile = False  # compiling takes longer than the whole run
 eval_interval = 0
 eval_iters = 10

@@ -17,6 +17,5 @@ rotary_pct = 1.0
 tie_embeddings = True
 warmup_iters = 10
 max_iters = 300
-compile = False
 eval_interval = 50
 eval_iters = 10

@@ -16,6 +16,9 @@ A class may also state presets: with _presets = {"optimizer": {"lion": {"lr": 3e
 changes optimizer to lion gets lr=3e-4 too, even if lr was set before. A value for lr that stands
 beside optimizer=lion in the same file or command line, or comes later, still wins.
 
+A default of None is a switch that the script decides by itself unless it is given: --key,
+--key=True or --key=False; --key=auto gives it back.
+
 A class that names its script in _script can be inherited by other scripts: they accept all its
 settings, and their --help refers to that script instead of listing them again.
 """
@@ -91,6 +94,13 @@ def locate(path: str | Path) -> Path:
     return Path(path) if os.path.exists(path) else ROOT / path
 
 
+def dataset_folder(name: str) -> Path:
+    """The folder of a data set: data/<name> or, where there is none, the one at that path."""
+    name = os.path.expanduser(name)
+    inside, there = ROOT / "data" / name, os.path.exists(os.path.join(name, "meta.json"))
+    return Path(os.path.abspath(name)) if there and not os.path.exists(inside) else inside
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one short line: libraries may fill a page."""
     return next((line for line in str(error).splitlines() if line.strip()), "no reason given")[:200]
@@ -111,7 +121,8 @@ def load(settings: type, argv: list[str] | None = None) -> types.SimpleNamespace
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
         # A character that this terminal cannot show must not end a run.
-        sys.stdout.reconfigure(errors="replace")
+        # And each line comes at once, also through a pipe: a run may take hours.
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     if "--help" in argv or "-h" in argv:
         print_help(settings)
         sys.exit(0)
@@ -134,7 +145,7 @@ def load(settings: type, argv: list[str] | None = None) -> types.SimpleNamespace
                 layers[-1][key] = (*before, text)
             elif given:
                 layers[-1][key] = convert(key, parse(text, defaults[key]), defaults[key])
-            elif isinstance(defaults[key], bool):
+            elif is_switch(defaults[key]):
                 layers[-1][key] = True
             else:
                 die(f"--{key} needs a value: write --{key}={defaults[key] or '...'}")
@@ -214,12 +225,17 @@ def check_key(key: str, defaults: dict, where: str):
         die(f"unknown setting {key!r}{where}; {hint}")
 
 
+def is_switch(default) -> bool:
+    return default is None or isinstance(default, bool)
+
+
 def parse(text: str, default):
     """The value written on the command line: text stays text, the rest is a Python literal."""
     if isinstance(default, str):
         return text
-    if isinstance(default, bool):
-        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if is_switch(default):
+        switch = {"true": True, "1": True, "false": False, "0": False}
+        return (switch | {"auto": None} if default is None else switch).get(text.lower(), text)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's own, about things like 1if
@@ -232,7 +248,9 @@ def convert(key: str, value, default):
     """The value in the default's type; a whole number may be written as 1e4. Ends the script if
     the type is wrong, a number is negative, not finite or too large, or a text is too long or has
     control characters."""
-    wanted, given = type(default), shown(value)
+    wanted, given = bool if default is None else type(default), shown(value)
+    if default is value is None:
+        return value
     if type(value) in (int, float) and wanted in (int, float):
         most = MAX_FLOAT if wanted is float else MAX_SEED if key == "seed" else MAX_INT
         if not 0 <= value <= most:
@@ -248,7 +266,8 @@ def convert(key: str, value, default):
             if NOT_TEXT.search(text):
                 die(f"{key} holds control characters or is not UTF-8: {given}")
         return value
-    die(f"{key} must be of type {wanted.__name__}, like {default!r}, not {given}")
+    like = "True, False or auto" if default is None else repr(default)
+    die(f"{key} must be of type {wanted.__name__}, like {like}, not {given}")
 
 
 def require(cfg, positive=(), most=None, **choices):
@@ -290,8 +309,10 @@ def print_settings(base: type, listed: set[str]):
         if assignment.startswith("#"):
             print(f"\n{line.strip('# ')}")
         elif " = " in assignment and not assignment.startswith("_"):
-            if assignment.split(" = ")[0] not in listed:
-                print(f"  --{assignment.replace(' = ', '='):<36} {comment}")
+            key, _, default = assignment.partition(" = ")
+            if key not in listed:
+                default = "auto" if default == "None" else default
+                print(f"  --{f'{key}={default}':<36} {comment}")
     for key, presets in vars(base).get("_presets", {}).items():
         print(f"\nOther defaults that {key} brings:")
         for name, preset in presets.items():

@@ -66,7 +66,7 @@ class Dataset:
         """block_size: of the windows of a training; 0: the data are only read. ValueError says what
         is missing or damaged, and how to make the data set."""
         name = os.path.expanduser(name)
-        self.name, self.folder = name, configurator.ROOT / "data" / name
+        self.name, self.folder = name, configurator.dataset_folder(name)
         self.block_size = block_size
         self.hint = f"make it with: {how_to_make(name)}"
         self.meta = {**self.read_meta(), "folder": str(self.folder)}
@@ -272,9 +272,10 @@ class Batches:
         no batch: see Stream.wait. After TURN seconds x may still be None."""
         if self.x is not None:
             return 0
+        clock.pause()
 
         def over() -> bool:
-            return bool(stop.number) or clock.share(self.cfg.max_minutes) >= 1
+            return bool(stop.number) or clock.share() >= 1
 
         found = self.dataset.wait(self.place[0], over, self.cfg.stream_wait, bar, TURN)
         if not found and self.dataset.has(self.place[0]):
@@ -329,6 +330,8 @@ def how_to_make(name: str) -> str:
     script = Path(name).name.split("_")[0]
     if script in ("fineweb", "teacher"):
         return f"python prepare/stream.py, as the first lines of config/{script}_*.py say"
+    if script == "english":
+        return "python prepare/shakespeare.py, as the first lines of config/english_cpu.py say"
     if script not in ("shakespeare", "go", "instruct", "sentiment", "handmade"):
         script = "python"
     options = {"shakespeare_bpe": " --tokenizer=bpe", "shakespeare_char": "", script: ""}

@@ -79,6 +79,8 @@ def join(cfg, device: str) -> tuple[int, int]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (ValueError, RuntimeError) as error:
         configurator.die(f"the {world} processes do not find each other: {error}")
+    if (machines := int(os.environ.get("GROUP_WORLD_SIZE", 1))) > 1:
+        say(f"{machine()} has joined: {machines} machines, {world} processes")
     return rank, world
 
 
@@ -150,7 +152,8 @@ def together():
         if first == -rank:
             configurator.tell(ended)
         elif where != machine() and speaks():
-            configurator.tell(f"on {where}: {text}")
+            # What all have met alike, such as differing settings, names the machines itself.
+            configurator.tell(text if text == str(ended) else f"on {where}: {text}")
     if failed:
         raise SystemExit(ended.code if ended and not mistake else 2)
 

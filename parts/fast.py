@@ -308,8 +308,9 @@ def close(a, b):
 def compile_parts(model: NeoX, batch, autocast):
     """torch.compile for each block, all of them by one compilation, and for the loss.
 
-    It is tried on a batch (x, y), gradients included, and where that fails in any process, all go
-    on without it. Without a batch it is not tried."""
+    It is tried on a batch (x, y), with gradients and as an evaluation, so that nothing is compiled
+    later. Where that fails in any process, all go on without it. Without a batch it is not
+    tried."""
     began, reason = time.perf_counter(), ""
     try:
         for layer in model.gpt_neox.layers:
@@ -317,12 +318,15 @@ def compile_parts(model: NeoX, batch, autocast):
         model.loss = functools.partial(torch.compile(type(model).loss), model)
         if batch is None:
             return
+        print("compiling, once: about a minute on a CPU, less if it was done here before")
         with autocast():
             model(*batch).backward()
+            with torch.no_grad():
+                model.eval()(*batch)
     except Exception as error:  # no C++ compiler, an unsupported Python or GPU, ...
         said = (str(error).strip() or "no reason given").splitlines()[0]
         reason = f"{type(error).__name__}: {said}"
-    model.zero_grad(set_to_none=True)
+    model.train().zero_grad(set_to_none=True)
     if any(distributed.agree(bool(reason))):
         for layer in model.gpt_neox.layers:
             layer._compiled_call_impl = None

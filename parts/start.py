@@ -40,6 +40,7 @@ children = []  # the processes that `spawn` has started
 stopping = False  # whether a training has been told to stop
 tidying = []  # functions to call where `with` and `finally` will not be reached
 told = False  # whether the line of an interruption was printed
+began = 0.0  # when the script did, by time.perf_counter; 0 where no script of ours was started
 
 
 def say(message: str):
@@ -275,3 +276,4 @@ main_file = os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) o
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.dirname(main_file) in (ROOT, os.path.join(ROOT, "prepare"), os.path.join(ROOT, "tools")):
     handle(leave)
+    began = time.perf_counter()

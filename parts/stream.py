@@ -156,7 +156,7 @@ class Stream(Dataset):
                     f"step {step}: the stream does not run; it has {patience:g} s; {self.hint}"
                 )
             if bar is not None and time.monotonic() - began > 1:
-                bar.set_postfix_str(f"waiting {time.monotonic() - began:.0f} s for the stream")
+                bar.set_description_str(f"waiting {time.monotonic() - began:.0f} s for the stream")
             time.sleep(0.1)
         self.waited += time.monotonic() - began
         if last > self.last_row():

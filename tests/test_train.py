@@ -2,6 +2,7 @@
 result on."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT, TINY, in_process, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from parts import hf
+from parts import checkpoints, hf, runs
 from parts import tokenizer as tokenization
 from parts.checkpoints import load_checkpoint
 from parts.generate import generate
@@ -53,6 +54,8 @@ def same(a, b):
 
 
 def test_a_run_learns_and_leaves_what_it_promises(trained):
+    settings = json.loads((trained / "run.json").read_text())["settings"]
+    assert settings["compile"] is False and settings["threads"] >= 1  # what was decided by itself
     values = [m["val_loss"] for m in metrics(trained) if "val_loss" in m]
     assert (
         len(values) == 3
@@ -114,12 +117,12 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     )  # looking on changes nothing
     wait_for_step(stopped, 7, process)
     process.send_signal(number)
-    assert (
-        "stopping after this step" in process.communicate()[0].decode()
-        and process.returncode == code
-    )
+    said = process.communicate()[0].decode()
+    assert "stopping after this step" in said and process.returncode == code
     assert 7 <= load_checkpoint(stopped / "ckpt.pt")["step"] < 40
-    run("train.py", *settings, f"--out_dir={stopped}", "--init_from=resume", "--eval_tasks=mine")
+    python, *command = shlex.split(said.splitlines()[-1].partition("go on with: ")[2])
+    assert python == "python"
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
     for name in ("ckpt.pt", "best.pt"):
         a, b = load_checkpoint(straight / name), load_checkpoint(stopped / name)
         assert all(
@@ -139,6 +142,59 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     assert (
         2 * (seen[41] - seen[40]) == seen[40] - seen[39] == seen[40] / 40
     )  # of half the size, and counted as such
+
+
+def test_with_save_best_all_but_resuming_use_the_model_with_the_lowest_loss(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    settings = (f"--dataset={dataset}", f"--out_dir={out}", *TINY, "--eval_interval=10")
+    settings += ("--save_best", "--note=does it get worse?", "--lr_schedule=constant")
+    assert in_process(monkeypatch, *settings, "--max_iters=20", "--lr=3e-3") == 0
+    worse = ("--max_iters=40", "--lr=3", "--min_lr=3", "--init_from=resume", "--note=")
+    assert in_process(monkeypatch, *settings, *worse) == 0
+    printed = capsys.readouterr()
+    best, last = (load_checkpoint(out / name) for name in ("best.pt", "ckpt.pt"))
+    losses = {m["step"]: m["val_loss"] for m in metrics(out) if "val_loss" in m}
+    assert (best["step"], last["step"]) == (20, 40) and losses[20] == min(losses.values())
+    assert "going on from step 20" in printed.out
+    told = f"best.pt is used: step 20, validation loss {losses[20]:.4f} (ckpt.pt: step 40)\n"
+    assert printed.err.endswith(told)  # the export is told
+
+    def used(name):
+        state = runs.load_model(name).state_dict()
+        return next(n for n, one in (("best", best), ("last", last)) if same(state, one["model"]))
+
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (exported / name).write_bytes((out / name).read_bytes())
+    assert same(dict(hf.from_pretrained(exported).state_dict()), dict(best["model"]))
+    assert used(out) == "best" and used(out / "ckpt.pt") == "last"
+    about = json.loads((out / "run.json").read_text())
+    assert about["exported"] == {"step": 20, "val_loss": losses[20]}
+    assert about["settings"]["note"] == "does it get worse?"  # the run's still
+    card = (out / "README.md").read_text()
+    assert "| step of this model | 20 |" in card and f"| {losses[20]:.4g} |" in card
+    done = run("eval.py", f"--ckpt={out}", "--tasks=mine", "--device=cpu")
+    assert told in done.stderr
+    measured = json.loads((out / "eval.json").read_text())["measured"]
+    assert measured == {"checkpoint": "best.pt", "step": 20}
+
+    # One that is damaged, or of another training, is passed over, and that is said.
+    whole = (out / "best.pt").read_bytes()
+    capsys.readouterr()
+    for content in (whole[:-1000], whole[:30000] + bytes(9) + whole[30009:]):
+        (out / "best.pt").write_bytes(content)
+        assert used(out) == "last" and "the newest checkpoint is used" in capsys.readouterr().err
+    checkpoints.save_checkpoint(out / "best.pt", best | {"began": 1.0})
+    assert used(out) == "last" and "another training or other data" in capsys.readouterr().err
+    checkpoints.save_checkpoint(out / "ckpt.pt", last | {"best_loss": 0.1})  # without save_best
+    checkpoints.save_checkpoint(out / "best.pt", best)
+    assert used(out) == "last" and "the validation loss became lower" in capsys.readouterr().err
+    (out / "ckpt.pt").write_bytes(b"")
+    (out / "ckpt.1.pt").unlink()
+    assert used(out) == "best"
 
 
 def test_transformers_continues_20_prompts_with_the_same_64_tokens(trained, dataset):

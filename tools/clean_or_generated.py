@@ -119,7 +119,8 @@ class Experiment:
         if kind == "longer":
             learning = [seconds(self.curve(f"generated_{n}")) for n in range(self.cfg.seeds)]
             minutes = (self.found["seconds_of_writing"] + statistics.mean(learning)) / 60
-            how = ["--max_iters=1_000_000", f"--max_minutes={minutes:.3f}", "--eval_interval=100"]
+            how = ["--max_iters=1_000_000", f"--max_train_minutes={minutes:.3f}"]
+            how += ["--eval_interval=100"]
         how += [f"--seed={seed}", "--log_interval=1", "--eval_tasks=", "--sample_prompt="]
         place = f"--out_dir={self.out / name}"
         do("train.py", self.cfg.config, f"--dataset={data}", place, *how)
@@ -203,7 +204,6 @@ def draw(experiment: Experiment, file: Path):
         for one in axes:
             one.set_xlabel("tokens")
             one.legend()
-            one.grid(alpha=0.3)
 
     if plots.picture(file, each, 1, 2, (11, 4.5)):
         print(f"drawn in {file}")

@@ -1,6 +1,9 @@
-"""How long from process start to the end of the first training step, compile cache cold and warm.
+"""How long from the start of train.py to the end of its first training step.
 
-python tools/startup.py config/python_cpu.py --compile
+    python tools/startup.py config/python_cpu.py
+    python tools/startup.py config/python_cpu.py --compile      # what torch.compile adds to it
+
+The first start finds nothing compiled; those after it find what the first has compiled.
 """
 
 import sys
@@ -18,7 +21,7 @@ from parts import configurator
 
 
 class Settings(train.Settings):
-    repeats = 5  # starts after the first, which has an empty cache
+    repeats = 5  # starts after the first, which finds nothing compiled
 
 
 def first_step(arguments, folder: Path) -> float:
@@ -47,8 +50,8 @@ def main():
     arguments = [arg for arg in sys.argv[1:] if arg.partition("=")[0] != "--repeats"]
     with tempfile.TemporaryDirectory() as folder:
         for number in range(cfg.repeats + 1):
-            cache, seconds = "warm" if number else "cold", first_step(arguments, Path(folder))
-            print(f"{cache}: {seconds:.1f} s to the first step", flush=True)
+            which = "started again" if number else "first start"
+            print(f"{which}: {first_step(arguments, Path(folder)):.1f} s to the end of step 1")
 
 
 if __name__ == "__main__":
