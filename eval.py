@@ -2,30 +2,32 @@
 
     python eval.py --ckpt=out/python_cpu
     python eval.py --ckpt=out/python_cpu --tasks=loss,completion,humaneval --allow_code_execution
-    python eval.py --compare out/a out/b pythia-folder     # their eval.json in one table and plot
+    python tools/compare.py out/a out/b                    # then: evaluated runs side by side
 
 loss         of every token of the validation split: nats per token, perplexity, bits per byte
              (comparable across tokenizers), and how often the right token is the model's first
              guess or among its first five; for code, by class of token
 completion   held-out code, cut inside a line (line), at the end of one (next) and at a signature
              (body), then continued greedily: exact match and edit similarity as in CodeXGLUE, BLEU,
-             whether the first token is right and the file still parses; in percent
+             whether the first token is right and the file still parses
 infill       held-out code with a gap of a line (line), 2 to 8 lines (block) or some characters
-             (span), filled greedily: exact match, edit similarity, whether the file parses; in
-             percent. line_exact_left: the same lines by the same model without what follows
+             (span), filled greedily: exact match, edit similarity, whether the file parses.
+             line_exact_left: the same lines by the same model without what follows
 bodies       bodies sampled for functions of held-out Python files: how many parse
 humaneval    HumanEval (Chen et al. 2021); humaneval-x: HumanEval-X's Go part (Zheng et al. 2023);
              mine: tasks/*.jsonl, yours to extend. Bits per byte of the known solution; how often it
-             is likelier than a mutant of it (choice2, chance 0.5) and than all nine (choice10,
-             chance 0.1); with --allow_code_execution also pass@k of sampled programs
+             is likelier than a mutant of it with as many tokens (choice2: 50 % untrained) and than
+             all nine (choice10: 1 % untrained); with --allow_code_execution also pass@k of sampled
+             programs, after a check that the known solutions of your own problems pass their tests
 humaneval-infill  HumanEval's solutions with a line, lines or a span missing (Bavarian et al. 2022):
-             bits per byte and exact match of what is missing, in percent; pass@k as above
+             bits per byte and exact match of what is missing; pass@k as above
 sentiment    a set of prepare/sentiment.py, or --file=test.tsv: accuracy and F1 of the likeliest
              label, beside a bag of words (logistic regression) and the commonest label
 instruct     a set of prepare/instruct.py: loss of the held-out answers, exact match of short ones
 
-Prints a table and writes eval.json into the run's folder. Results of other tasks stay in it if they
-are for the same weights and data.
+Prints five figures beside what an untrained model gets, and a published one where it is known;
+--all prints the others. All are in eval.json in the run's folder (there some shares are from 0 to
+1). Results of other tasks stay in it if they are for the same weights and data.
 """
 
 from parts.start import run_script
@@ -38,12 +40,11 @@ import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
 import tasks
-from parts import card, configurator, plots, runs, tracking
+from parts import card, configurator, figures, runs, tracking
 from parts import device as devices
 from parts import tokenizer as tokenization
 from parts.files import load_json, unused, write_json
 from parts.stream import open_dataset
-from parts.tracking import finite_numbers
 from tasks.code import detect_language, documents
 
 
@@ -71,7 +72,9 @@ class Settings(tasks.Options):
     ckpt = ""  # a run, a checkpoint file, a Hugging Face folder or name; empty: out/'s newest run
     dataset = ""  # a folder under data/; empty: the one that the run was trained on
     tasks = ""  # of those above, with commas; empty: what suits the data set
+    all = False  # print every figure
     device = "auto"  # auto, cpu, cuda, mps
+    threads = 0  # CPU threads; 0: torch's choice, each core. On a busy machine try 1
 
 
 def read_settings():
@@ -130,9 +133,11 @@ def save(report: dict, cfg, folder: Path):
     """Write eval.json. What other tasks said about the same weights and data stays in it."""
     folder.mkdir(parents=True, exist_ok=True)
     file, before = folder / "eval.json", read_report(folder)
-    weights = [one for one in folder.iterdir() if one.suffix in (".pt", ".safetensors")]
+    # A finished run that is resumed exports the same weights again, but saves none.
+    weights = list(folder.glob("*.pt")) or list(folder.glob("*.safetensors"))
     newest = max((one.stat().st_mtime for one in weights), default=0)
     same = subject(before.get("arguments", {})) == subject(vars(cfg))
+    same = same and before.get("measured", report["measured"]) == report["measured"]
     if same and file.stat().st_mtime > newest:
         report = before | report
     elif before:  # about other weights or data
@@ -142,6 +147,14 @@ def save(report: dict, cfg, folder: Path):
     if all((folder / name).is_file() for name in ("run.json", "model.safetensors")):
         if trouble := card.write(folder):
             print(trouble)
+
+
+def validation(meta: dict | None) -> dict:
+    """Which text was held out, by which tools/compare.py tells whether figures can be compared."""
+    if not meta:
+        return {}
+    held_out = {key: meta["val"].get(key) for key in ("sha256", "tokens", "bytes")}
+    return {"data": {"dataset": Path(meta["folder"]).name, **held_out}}
 
 
 def read_report(folder: Path) -> dict:
@@ -156,41 +169,38 @@ def subject(arguments: dict) -> tuple:
     return arguments.get("dataset"), ckpt.name if ckpt.suffix == ".pt" else ""
 
 
-def compare(folders: list[str]):
-    """Print the numbers of several runs side by side, and draw them in out/compare.png."""
-    reports = {}
-    with configurator.mistakes():
-        if len(folders) < 2:
-            raise ValueError(
-                "--compare needs at least two folders: python eval.py --compare out/a out/b"
-            )
-        for name in folders:
-            file = configurator.locate(name) / "eval.json"
-            if not file.is_file():
-                raise ValueError(f"there is no {file}; make it with: python eval.py --ckpt={name}")
-            values = finite_numbers(load_json(file))
-            reports[name] = {configurator.printable(key): v for key, v in values.items()}
-    names = [configurator.printable(Path(name).name) for name in reports]
-    width = max(14, *(len(name) + 2 for name in names))
-    print(f"{'':<28}" + "".join(f"{name:>{width}}" for name in names))
-    for key in dict.fromkeys(key for report in reports.values() for key in report):
-        cells = (shown(report[key]) if key in report else "-" for report in reports.values())
-        print(f"{key:<28}" + "".join(f"{cell:>{width}}" for cell in cells))
-    file = configurator.ROOT / "out" / "compare.png"
-    if plots.compared(reports, file):
-        print(f"drawn in {file}")
+def print_headline(report: dict, vocabulary: int):
+    """The most telling figures, what random weights get, and what a published model gets."""
+    keys = figures.headline(report)
+    names = {key: figures.described(key) for key in keys}
+    width = max(map(len, names.values()))
+    print(f"{'':<{width}} {'this model':>12} {'untrained':>12}   published model")
+    for key in keys:
+        here, known = figures.shown(key, report[key]), figures.figure(key).known
+        random = figures.untrained(key, report, vocabulary)
+        print(f"{names[key]:<{width}} {here:>12} {random:>12}   {known}".rstrip())
+    for mark, source in figures.SOURCES.items():
+        if any(mark in figures.figure(key).known for key in keys):
+            print(f"{mark} {source}")
 
 
-def shown(value: float) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def print_all(report: dict):
+    """Every figure: its key in eval.json, the number, and what it is."""
+    for key, value in report.items():
+        name = figures.figure(key).name
+        print(
+            f"{key:<28} {figures.with_unit(key, value):<24} {name if name != key else ''}".rstrip()
+        )
 
 
 def main():
     if sys.argv[1:2] == ["--compare"]:
-        return compare(sys.argv[2:])
+        folders = " ".join(sys.argv[2:]) or "out/a out/b"
+        configurator.die(f"runs are compared by another script: python tools/compare.py {folders}")
     cfg = read_settings()
     with configurator.mistakes():
         device = devices.pick(cfg.device)
+    devices.use_threads(cfg.threads)
     model, tokenizer, folder = runs.load(cfg.ckpt, device)
     with configurator.mistakes():
         exam = make_exam(cfg, tokenizer, folder)
@@ -198,8 +208,9 @@ def main():
         read_report(folder)  # what is in it already will be kept, if it can be read
     report = exam.measure(model)
     print(f"\n{folder}")
-    for key, value in report.items():
-        print(f"{key:<28} {shown(value)}")
+    print_headline(report, model.config.vocab_size)
+    if cfg.all:
+        print_all(report)
     if any(task.writes_programs for task in exam.tasks) and not cfg.allow_code_execution:
         print(
             "pass@k was not measured: it runs what the model writes, and needs "
@@ -209,7 +220,10 @@ def main():
     if not here:  # a hub's cache is not to be written
         folder = configurator.ROOT / "out" / cfg.ckpt.replace("/", "-")
     with configurator.mistakes():
-        save(report, cfg, folder)
+        about = {"measured": getattr(model, "source", None), **validation(exam.meta)}
+        save(report | about, cfg, folder)
+    if not cfg.all and len(report) > len(figures.headline(report)):
+        print(f"all {len(report)} figures: python tools/compare.py --all {folder}")
     tracking.send(folder)  # to the tracked run of the training, if there is one
 
 

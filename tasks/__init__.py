@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from model import NeoX
 from parts import device as devices
-from parts import memory
+from parts import figures, memory
 from parts.fast import use_plain_forms
 from parts.tokenizer import Tokenizer
 from tasks.bodies import Bodies
@@ -67,7 +67,7 @@ class Exam:
         meta.json; None if no task needs them. options: `Options`, or anything with its attributes.
 
         ValueError or OSError says what is missing."""
-        self.options = options
+        self.options, self.meta = options, meta
         language = "" if tokens is None else detect_language(tokens, tokenizer)
         self.tasks = [
             TASKS[name](tokenizer, tokens, meta, language, options) for name in chosen(names)
@@ -109,5 +109,6 @@ class Exam:
         except Exception as error:
             tqdm.write(f"step {step}: no eval_tasks: {type(error).__name__}: {error}")
             return {}
-        tqdm.write(", ".join(f"{key} {score:.3g}" for key, score in report.items()))
+        told = (f"{key} {figures.with_unit(key, report[key])}" for key in figures.headline(report))
+        tqdm.write(", ".join(told))
         return {f"eval_{key}": score for key, score in report.items()}

@@ -6,6 +6,7 @@ so it is also measured how likely they find the known solution, and whether like
 mutants.
 """
 
+import ast
 import functools
 import gzip
 import http.client
@@ -15,6 +16,7 @@ import random
 import tempfile
 import urllib.request
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +28,13 @@ from typing_extensions import NotRequired, TypedDict  # torch needs it
 from parts import configurator
 from parts.files import parse_json, write_whole
 from tasks import sandbox
-from tasks.code import lex
+from tasks.code import lex, parse, parses
 from tasks.places import Place
 from tasks.scoring import score
 from tasks.task import Examinee, Options, Task
 from tasks.writing import Writer, write_bodies
 
+BENCHMARKS = {"humaneval", "humaneval-x", "humaneval-infill", "sentiment"}  # read --file
 MOST_BYTES = 1 << 28  # of a file of problems, unpacked
 
 # --- reading them ---------------------------------------------------------------------------------
@@ -86,7 +89,25 @@ def read_problem(row: Row, language: str) -> Problem:
         raise ValueError(f"its entry_point is no name of a function: {problem.name!r}")
     if problem.suffix is None and not mutants(problem, 1):
         raise ValueError("its solution is too short to be changed")
+    check_source(problem)
     return problem
+
+
+def check_source(problem: Problem):
+    """ValueError unless prompt and solution are a program, which in Python defines entry_point.
+    Nothing is run. Of Go without gofmt nothing is known."""
+    program = problem.prompt + problem.solution + (problem.suffix or "")
+    if problem.language == "go":
+        if parses(f"package main\n{program}", "go") is False:
+            raise ValueError("gofmt cannot read its prompt and solution")
+        return
+    tree = parse(program)
+    if tree is None or parse(problem.test) is None:
+        what = "test is" if tree else "prompt and solution are"
+        raise ValueError(f"its {what} not Python")
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    if problem.name not in (node.name for node in tree.body if isinstance(node, kinds)):
+        raise ValueError(f"prompt and solution do not define its entry_point, {problem.name}")
 
 
 def read_problems(name: str, files: list[Path], language: str) -> list[Problem]:
@@ -203,19 +224,23 @@ def reorder(solution: list[tuple[str, str]], rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-def mutants(problem: Problem, count: int = 9) -> list[str]:
+def mutants(
+    problem: Problem, count: int = 9, length: Callable[[str], int] | None = None
+) -> list[str]:
     """Different corruptions of the known solution, the same ones every time: exchange, replace and
-    reorder in turn, each at a random place. None changes the length by much, since a shorter text
-    is likelier. Now and then one is a correct program all the same."""
+    reorder in turn, each at a random place. Now and then one is a correct program all the same.
+
+    length: of a solution, in tokens. Mutants then have as many as the solution, since a text of
+    fewer tokens is likelier to a model that knows nothing. There may be fewer than `count`."""
     solution = pieces(problem.solution, problem.language)
     known = set(solution) | set(pieces(problem.prompt, problem.language))
     changes = (exchange, functools.partial(replace, known=known), reorder)
-    made = [problem.solution]
+    made, wanted = [problem.solution], length and length(problem.solution)
     for number in range(count):
         rng = random.Random(f"{problem.id} {number}")
-        for attempt in range(100):
+        for attempt in range(300):
             mutant = changes[(number + attempt) % 3](solution, rng=rng)
-            if mutant not in made:
+            if mutant not in made and (not length or length(mutant) == wanted):
                 made.append(mutant)
                 break
     return made[1:]
@@ -237,6 +262,23 @@ class Problems(Task):
         if self.options.allow_code_execution:
             if reason := sandbox.missing(self.problems[0].language):
                 raise ValueError(f"--allow_code_execution: {reason}")
+            if self.are_own():
+                self.check_solutions()
+
+    def are_own(self) -> bool:
+        """Whether the problems may be a person's own, rather than a benchmark's download."""
+        return bool(self.options.file)
+
+    def check_solutions(self):
+        """ValueError names the problems whose known solution fails their tests: nobody could pass
+        those."""
+        known = [problem.solution for problem in self.problems]
+        passes = run_all(self.problems, known, f"{self.name}: known solutions")
+        if wrong := [problem.id for problem, right in zip(self.problems, passes) if not right]:
+            raise ValueError(
+                f"the known solution of {', '.join(wrong)} fails its own test, or takes more than "
+                "10 s; mend the problem or remove its line"
+            )
 
     def texts(self) -> dict[str, int]:
         return {"num_samples": len(self.problems)} if self.options.allow_code_execution else {}
@@ -249,32 +291,49 @@ class Problems(Task):
 
     def likelihood(self, examinee: Examinee) -> dict[str, float]:
         """Bits per byte of the known solutions given their prompts, and how often a solution is
-        likelier than one of its mutants (choice2) and than all of them (choice10)."""
-        eot, sequences, starts = self.tokenizer.eot, [], []
-        choices = [[problem.solution, *mutants(problem)] for problem in self.problems]
-        for problem, solutions in zip(self.problems, choices):
-            size = len(problem.prompt.encode())
-            for solution in solutions:
-                ids = self.tokenizer.encode(problem.prompt + solution)
-                ends = np.cumsum([len(self.tokenizer.token_bytes(i)) for i in ids])
-                start = int(np.searchsorted(ends, size, "right"))  # first to end in the solution
-                sequences.append(ids if eot is None else [eot, *ids])
-                starts.append(max(start, 1) if eot is None else start + 1)
+        likelier than one of its mutants (choice2) and than all of them (choice10). Of an untrained
+        model choice2 is a half, and choice10 far below a tenth: the solution lies between its
+        mutants, and so does its likelihood (docs/RESULTS.md). Problems whose
+        solution has no mutant as long as itself, or fewer than nine, are left out of them."""
+        choices = []
+        for problem in self.problems:
+            length = functools.partial(self.length, problem)
+            choices.append([problem.solution, *mutants(problem, length=length)])
+        read = [
+            self.tokens_of(problem, solution)
+            for problem, solutions in zip(self.problems, choices)
+            for solution in solutions
+        ]
         stride = max(examinee.network.config.block_size // 2, 1)
-        scores = score(examinee, sequences, starts, stride, self.name)
+        scores = score(examinee, *map(list, zip(*read)), stride, self.name)
         nats = iter([float(one.nats.sum(dtype=np.float64)) for one in scores])
         total, wins, best = 0.0, [], []
         for solutions in choices:
             known, *others = [next(nats) for _ in solutions]
             total += known
-            wins.append(np.mean([known < other for other in others]))
-            best.append(known < min(others))
+            if others:
+                wins.append(np.mean([known < other for other in others]))
+            if len(others) == 9:
+                best.append(known < min(others))
         size = sum(len(problem.solution.encode()) for problem in self.problems)
-        return {
-            "bits_per_byte": total / math.log(2) / size,
-            "choice2": float(np.mean(wins)),
-            "choice10": float(np.mean(best)),
-        }
+        report = {"bits_per_byte": total / math.log(2) / size}
+        if wins:
+            report["choice2"] = float(np.mean(wins))
+        if best:
+            report["choice10"] = float(np.mean(best))
+        return report
+
+    def tokens_of(self, problem: Problem, solution: str) -> tuple[list[int], int]:
+        """The ids of prompt and solution, and where the first token is that ends in the latter."""
+        eot, ids = self.tokenizer.eot, self.tokenizer.encode(problem.prompt + solution)
+        ends = np.cumsum([len(self.tokenizer.token_bytes(i)) for i in ids])
+        start = int(np.searchsorted(ends, len(problem.prompt.encode()), "right"))
+        return (ids, max(start, 1)) if eot is None else ([eot, *ids], start + 1)
+
+    def length(self, problem: Problem, solution: str) -> int:
+        """In how many tokens a solution is scored."""
+        ids, start = self.tokens_of(problem, solution)
+        return len(ids) - start
 
     def pass_rates(self, examinee: Examinee) -> dict[str, float]:
         """pass@k of num_samples programs for each problem, for k = 1, 10 and 100 up to that."""
@@ -331,9 +390,16 @@ class Mine(Problems):
     def reads_data(cls, options: Options) -> bool:
         return not options.language  # then the data set's language is needed
 
+    def are_own(self) -> bool:
+        return True
+
     def read(self) -> list[Problem]:
         language = self.options.language or self.language or "python"
-        return read_problems(self.name, [Path(__file__).with_name(f"{language}.jsonl")], language)
+        files = [Path(__file__).with_name(f"{language}.jsonl")]
+        beside = set(getattr(self.options, "tasks", "").split(",")) & BENCHMARKS
+        if self.options.file and not beside:  # else the file is theirs
+            files = [configurator.locate(file) for file in self.options.file]
+        return read_problems(self.name, files, language)
 
 
 def run_all(problems: list[Problem], bodies: list[str], name: str) -> list[bool]:
@@ -360,7 +426,7 @@ def passed(problem: Problem, body: str, folder: str | None) -> bool:
     """Whether a body written for the problem passes its tests. folder: for Go's compiler."""
     if problem.language == "python":
         setup, suffix = problem.prompt, problem.suffix or ""
-        if problem.suffix is not None:  # a prompt that ends at a gap is no whole program
+        if parse(setup) is None:  # it ends at a gap, or has no docstring
             setup += problem.solution + suffix
         program = problem.prompt + body + suffix
         return sandbox.run_python(program, problem.name, setup, problem.test)[0]

@@ -2,6 +2,7 @@
 neither harm nor cheat."""
 
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -25,14 +26,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, run
+from matplotlib.axes import Axes
 from transformers import AutoModelForCausalLM
 
 import eval as evaluation
 import tasks
-from parts import runs
+from model import NeoX, NeoXConfig
+from parts import figures, plots, runs
 from parts import tokenizer as tokenization
 from tasks import code, completion, places, problems, sandbox, writing
 from tasks.completion import bleu, edit_similarity, exact_match
+from tools import compare
 
 DATA = os.environ.get("NANONEOX_DATA")
 runs_programs = pytest.mark.skipif(bool(sandbox.missing()), reason=sandbox.missing())
@@ -92,7 +96,7 @@ def test_an_edited_output_head_is_what_is_measured(trained, dataset, monkeypatch
     assert found["loss"] == pytest.approx(math.log(model.config.vocab_size))
 
 
-def test_scores_along_a_training_are_those_of_its_checkpoints(dataset, tmp_path):
+def test_scores_along_a_training_are_those_of_its_checkpoints(dataset, tmp_path, monkeypatch):
     out = tmp_path / "run"
     looking = ("--eval_interval=20", "--eval_tasks=mine,completion")
     run("train.py", f"--dataset={dataset}", *TINY, "--max_iters=20", *looking, f"--out_dir={out}")
@@ -110,6 +114,10 @@ def test_scores_along_a_training_are_those_of_its_checkpoints(dataset, tmp_path)
         assert along[step] == measure("completion,mine", *known, num_completions=25)
     assert along[0]["mine_bits_per_byte"] > along[20]["mine_bits_per_byte"]
     assert (out / "scores.png").read_bytes()[:4] == b"\x89PNG"
+    drawn = []
+    monkeypatch.setattr(Axes, "set_title", lambda axes, title, **how: drawn.append(title))
+    assert plots.scores(lines, out / "scores.png") and len(drawn) == 4
+    assert any("rest of a cut line" in title for title in drawn)
 
 
 def test_classes_of_code_are_those_of_pythons_own_tokenizer(real_files):
@@ -228,6 +236,13 @@ def spoilt_files():
         yield f"without {key}.jsonl", json.dumps(row).encode(), "line 1"
     for value in (b"null", b"5", b"[]", b"\xff", b"{", b"[" * 100_000, b"NaN", b"1" * 5000):
         yield "values.jsonl", good + b"\n\n" + value, "line 3"
+    for key, value in (
+        ("canonical_solution", "    return x +\n"),
+        ("test", "assert f(1) ="),
+        ("entry_point", "g"),
+    ):
+        row = json.dumps(GOOD_ROW | {"task_id": "b", key: value}).encode()
+        yield f"wrong {key}.jsonl", good + b"\n" + row, "line 2"
     yield "twice.jsonl", good + b"\n" + good, "line 2"
     yield "empty.jsonl", b"", "holds no problem"
     yield "other.jsonl", json.dumps(GOOD_ROW | {"declaration": ""}).encode(), "holds no problem"
@@ -264,16 +279,39 @@ def test_pass_at_k_is_the_chance_to_draw_a_correct_program():
         assert problems.pass_at_k(n, c, k) == pytest.approx(chance, abs=1e-12)
 
 
-def test_each_problem_has_nine_mutants_the_same_every_time_and_of_its_length():
+def test_each_problem_has_nine_mutants_the_same_every_time_and_as_long_as_its_solution(trained):
+    tokenizer, chosen = tokenization.load(trained), []
     for language in ("python", "go"):
-        mine = problems_of(problems.Mine, language=language)
-        assert len(mine) == len({problem.id for problem in mine}) == 50
-        for problem in mine:
-            mutants = problems.mutants(problem)
+        options = tasks.Options(language=language)
+        task = problems.Mine(tokenizer, None, None, "", options)
+        assert len(task.problems) == len({problem.id for problem in task.problems}) == 50
+        for problem in task.problems:
+            length = functools.partial(task.length, problem)
+            mutants = problems.mutants(problem, length=length)
             assert len({problem.solution, *mutants}) == 10
-            assert mutants == problems.mutants(problem)
-        lengths = [len(m) - len(p.solution) for p in mine for m in problems.mutants(p)]
-        assert abs(np.mean(lengths)) < 1
+            assert mutants == problems.mutants(problem, length=length)
+            sizes = {
+                len(tokenizer.encode(problem.prompt + s)) for s in (problem.solution, *mutants)
+            }
+            assert len(sizes) == 1
+        for seed in range(3):
+            torch.manual_seed(seed)
+            config = NeoXConfig(tokenizer.vocab_size, 256, 1, 2, 64, tie_embeddings=seed == 0)
+            model = NeoX(config).eval()
+            chosen.append(task.likelihood(tasks.Examinee(model, model))["choice2"])
+    assert np.mean(chosen) == pytest.approx(0.5, abs=0.06)  # of models that know nothing
+
+
+@runs_programs
+def test_a_problem_whose_solution_fails_its_own_test_is_refused(tmp_path):
+    file = tmp_path / "own.jsonl"
+    wrong = GOOD_ROW | {"task_id": "own/2", "test": "assert f(1) == 3"}
+    file.write_text("\n".join(map(json.dumps, (GOOD_ROW, wrong))))
+    for allowed in (False, True):
+        options = dict(file=(str(file),), allow_code_execution=allowed)
+        refused = pytest.raises(ValueError, match="solution of own/2 fails its own test")
+        with refused if allowed else contextlib.nullcontext():
+            assert len(problems_of(problems.HumanEval, **options)) == 2
 
 
 def test_a_run_is_evaluated_twice_alike_and_compared(
@@ -282,32 +320,51 @@ def test_a_run_is_evaluated_twice_alike_and_compared(
     reports = []
     a, b = tmp_path / "a", tmp_path / "b"
 
-    def evaluate(*args):
-        monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, args)])
-        evaluation.main()
+    def evaluate(*args, script=evaluation):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, args)])
+        capsys.readouterr()
+        script.main()
+        return capsys.readouterr().out
 
     for out, names in ((a, []), (b, ["--tasks=loss,bodies,completion,mine"])):
         shutil.copytree(trained, out)
         small = ["--num_completions=3", "--max_new_tokens=16", "--num_bodies=3"]
-        evaluate(f"--ckpt={out}", *small, *names)
+        told = evaluate(f"--ckpt={out}", *small, *names)
         reports.append(json.loads((out / "eval.json").read_text()))
-        del reports[-1]["arguments"]
+        assert reports[-1].pop("arguments") and "needs --allow_code_execution" in told
     assert reports[0].items() < reports[1].items() and reports[1]["bodies"] == 3
     metrics = ("exact", "edit", "bleu", "first", "parse")
     keys = {f"{kind}_{metric}" for kind in ("line", "next", "body") for metric in metrics}
     keys |= {"loss", "loss_keyword", "mine_bits_per_byte", "mine_choice2", "mine_choice10"}
     assert keys <= reports[0].keys()
     assert reports[0]["mine_choice2"] > 0.5  # 60 steps, and better than chance
-    assert "needs --allow_code_execution" in capsys.readouterr().out
+    # Five figures, the shares of eval.json in percent, beside what is known of random weights.
+    meta, n = json.loads((dataset / "meta.json").read_text())["val"], 1024
+    rows = dict(re.findall(r"^(\S.+?)  +([\d.]+ +[\d.]+)", told, re.M))
+    expected = {
+        "loss on held-out text, bits per byte": (
+            reports[1]["bits_per_byte"],
+            math.log2(n) * meta["tokens"] / meta["bytes"],
+        ),
+        "rest of a cut line: exactly right, %": (reports[1]["line_exact"], 0),
+        "function bodies that parse, %": (100 * reports[1]["parse_share"], 1),
+    }
+    for name, pair in expected.items():
+        assert list(map(float, rows[name].split())) == pytest.approx(pair, rel=1e-3), name
+    assert len(rows) == 5
+    assert not [
+        key for key in compare.finite_numbers(reports[1]) if key == figures.figure(key).name
+    ]
     # What other tasks said stays.
     evaluate(f"--ckpt={b}", "--tasks=bodies", "--num_bodies=2", "--max_new_tokens=16")
     again = json.loads((b / "eval.json").read_text())
     assert again["bodies"] == 2 and again["loss"] == reports[1]["loss"]
     assert again.keys() == reports[1].keys() | {"arguments"}
     monkeypatch.setattr(evaluation.configurator, "ROOT", tmp_path)
-    evaluate("--compare", a, b)
-    choices = " +".join(f"{report['mine_choice2']:.4f}" for report in reports)
-    assert re.search(f"mine_choice2 +{choices}", capsys.readouterr().out)
+    table = evaluate("--all", a, b, script=compare)
+    choices = " +".join(f"{100 * report['mine_choice2']:.1f}" for report in reports)
+    assert re.search(f"mine_choice2: .+ {choices}\n", table), table
+    assert "different num_bodies: 3, 2" in table
     assert (tmp_path / "out" / "compare.png").read_bytes()[:4] == b"\x89PNG"
 
 

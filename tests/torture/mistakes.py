@@ -225,7 +225,7 @@ def combinations():
             yield script, option.split(" "), None
     for what in (["--compare"], ["--compare", "x", "y"], ["--compare", "\x1b[31m", "x" * 300]):
         yield "eval", what, None
-        yield "tools.leaderboard", what, None
+        yield "tools.compare", what[1:], None
 
 
 JSON = {  # what a JSON file may hold instead of what it should
@@ -314,12 +314,12 @@ READS = {  # which scripts read a file, and with which settings beside the usual
     "out/run/run.json": [("eval", ""), ("tools.track", ""), ("sample", "")],
     "out/run/eval.json": [
         ("eval", ""),
-        ("eval", "--compare {}/out/run {}/out/other"),
+        ("tools.compare", "{}/out/run {}/out/other"),
         ("tools.track", ""),
     ],
     "out/run/metrics.jsonl": [
         ("train", "--init_from=resume --out_dir={}/out/run"),
-        ("tools.leaderboard", "--compare {}/out/run {}/out/other"),
+        ("tools.compare", "{}/out/run {}/out/other"),
         ("tools.track", ""),
     ],
     "out/run/mlflow.json": [("tools.track", "")],
@@ -491,7 +491,7 @@ def attempt(script, arguments, folder):
 
 def check(script, more, folder):
     """Run the usual command with `more` after it, and judge how it ends."""
-    usual = [] if "--compare" in more else SCRIPTS[script].split()
+    usual = [] if script == "tools.compare" or "--compare" in more else SCRIPTS[script].split()
     arguments = [part.replace("{}", str(folder)) for part in [*usual, *more]]
     before = content(folder)
     code, said = attempt(script, arguments, folder)
