@@ -9,6 +9,7 @@ import math
 import re
 from pathlib import Path
 
+from parts import figures
 from parts.configurator import locate
 from parts.files import load_json, read_json, read_lines, write_text
 from parts.hf import FAMILIES
@@ -81,6 +82,8 @@ def card(folder: Path) -> str:
     metrics = folder / "metrics.jsonl"
     lines = read_lines(metrics)[0] if metrics.exists() else []
     tokenizer, base = load_tokenizer(folder), run.get("base")
+    best = run.get("exported", {}).get("step")  # with save_best the model is not the last step's
+    exported = {} if best is None else {"step of this model": best}
     licences, language = origin.get("licences") or {}, origin.get("language")
     known = {name.lower() for name in licences}
     one = not base and len(known) == 1 and known <= set(LICENCES)
@@ -106,9 +109,11 @@ def card(folder: Path) -> str:
         "## Data",
         data_text(Path(settings["dataset"]).name, data, origin),
         "## Training",
-        table({key: settings[key] for key in SETTINGS if key in settings} | progress(lines)),
+        table(
+            {key: settings[key] for key in SETTINGS if key in settings} | progress(lines) | exported
+        ),
         "## Scores",
-        table(scores(folder, lines)),
+        table(scores(folder, [m for m in lines if best is None or m.get("step", 0) <= best])),
         "## Use",
         usage(name, tokenizer, bool(base or origin.get("fim", {}).get("rearranged"))),
     ]
@@ -152,7 +157,8 @@ def data_text(dataset: str, data: dict, origin: dict) -> str:
     source = origin.get("source") or "not recorded"
     text = f"Data set `{dataset}`; source: {source}.\n"
     for split, n in data.items():
-        size = f", {n['bytes'] / 1e6:,.1f} MB" if "bytes" in n else ""
+        scale, unit = (1e6, "MB") if n.get("bytes", 0) >= 1e6 else (1e3, "kB")
+        size = f", {n['bytes'] / scale:,.1f} {unit}" if "bytes" in n else ""
         learnt = f", {n['learnt']:,} of them learnt" if "learnt" in n else ""
         text += f"\n- {split}: {n['tokens']:,} tokens{learnt}{size}"
     licences = list((origin.get("licences") or {}).items())
@@ -175,8 +181,8 @@ def scores(folder: Path, lines: list[dict]) -> dict:
     """The last validation loss, and the numbers of eval.json if that is about these weights."""
     last = {key: value for line in lines for key, value in line.items()}
     found = {
-        "validation loss, estimated in training": last.get("val_loss"),
-        "bits per byte, estimated in training": last.get("bits_per_byte"),
+        "loss, estimated in training, nats per token": ("loss", last.get("val_loss")),
+        "loss, estimated in training, bits per byte": ("loss", last.get("bits_per_byte")),
     }
     report, weights = read_json(folder / "eval.json"), folder / "model.safetensors"
     newest = max(file.stat().st_mtime for file in (weights, *folder.glob("ckpt.pt")))
@@ -186,9 +192,11 @@ def scores(folder: Path, lines: list[dict]) -> dict:
         and same
         and weights.stat().st_mtime == newest <= (folder / "eval.json").stat().st_mtime
     ):
-        found |= {k: v for k, v in report.items() if not re.match("(loss|top1|share)_", k)}
-    numbers = {k: v for k, v in found.items() if isinstance(v, (int, float))}
-    return {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in numbers.items()}
+        left_out = "(loss|top1|share)_"
+        keys = [key for key in report if not re.match(left_out, key)]
+        found |= {figures.described(key): (key, report[key]) for key in keys}
+    numbers = {k: pair for k, pair in found.items() if isinstance(pair[1], (int, float))}
+    return {what: figures.shown(*pair) for what, pair in numbers.items()}
 
 
 def table(values: dict) -> str:
@@ -198,12 +206,13 @@ def table(values: dict) -> str:
 
 def usage(name: str, tokenizer, fills: bool) -> str:
     """How to load and to prompt the model."""
+    begin = "The " if tokenizer.eot is None else "def fibonacci(n):"  # it may lack the letters
     text = f"""```python
 from transformers import pipeline
 
 write = pipeline("text-generation", model="USER/{name}")
 how = dict(do_sample=False, max_new_tokens=64, clean_up_tokenization_spaces=False)
-print(write("def fibonacci(n):", **how)[0]["generated_text"])
+print(write("{begin}", **how)[0]["generated_text"])
 ```
 
 Before version 5, transformers wrote ` .` as `.` without the last of these settings.

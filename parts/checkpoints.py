@@ -27,6 +27,7 @@ class Checkpoint(TypedDict):
     tokens: int
     best_loss: float
     elapsed: float
+    clock: NotRequired[dict]
     data: NotRequired[dict]  # the data set's hashes; earlier versions had them in run.json alone
     checksum: NotRequired[str]
 
@@ -66,13 +67,14 @@ def checksum(value) -> str:
     return digest.hexdigest()
 
 
-def load_tensors(path: Path):
+def load_tensors(path: Path, mmap: bool = False):
     """What torch.save wrote, if it is plain values and tensors. ValueError if it is anything else,
-    or damaged; torch's own message would give the advice to load it unsafely."""
+    or damaged; torch's own message would give the advice to load it unsafely. mmap: a tensor is
+    read when it is used."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about pickles that it did not write
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise
     except Exception:  # damaged bytes make torch's reader raise anything
@@ -131,6 +133,46 @@ def newest_checkpoint(out: Path) -> tuple[dict, Path]:
         return checkpoint, file
     others = f"; nor can the {len(damage) - 1} before it" if len(damage) > 1 else ""
     raise ValueError(f"{damage[0]}{others}")
+
+
+def glance(path: Path) -> dict | None:
+    """What a checkpoint says of itself, without reading its tensors; None if it is damaged."""
+    try:
+        checkpoint = load_tensors(path, mmap=True)
+        check_shape(checkpoint, path, Checkpoint)
+    except (ValueError, OSError):
+        return None
+    found = {key: checkpoint.get(key) for key in ("step", "best_loss", "began")}
+    return found | {"val": checkpoint.get("data", {}).get("val")}
+
+
+def best_checkpoint(out: Path) -> dict | None:
+    """best.pt, which --save_best keeps, if it is the checkpoint to use: the one with the lowest
+    validation loss of this training, and not the newest one anyway. One line says which is used."""
+    best = out / "best.pt"
+    if not best.is_file():
+        return None
+    mine, last, newest = glance(best), None, None
+    for newest in checkpoints(out):
+        if last := glance(newest):
+            break
+    if mine and last:
+        instead = f"{newest.name} of step {last['step']} is used, not best.pt"
+        both = [(mine[key], last[key]) for key in ("began", "val")]  # older versions lack them
+        if any(a != b for a, b in both if a and b):
+            return say(f"{instead}, which is from another training or other data")
+        if mine["step"] == last["step"]:
+            return None
+        if mine["best_loss"] > last["best_loss"]:
+            return say(f"{instead}: the validation loss became lower after it")
+    try:
+        checkpoint = load_checkpoint(best)
+    except (ValueError, OSError) as error:
+        return say(f"{error}; the newest checkpoint is used")
+    step, loss = checkpoint["step"], checkpoint["best_loss"]
+    than = f" ({newest.name}: step {last['step']})" if last else ""
+    say(f"best.pt is used: step {step}, validation loss {loss:.4f}{than}")
+    return checkpoint
 
 
 def put_aside_damaged(out: Path, whole: Path):

@@ -556,6 +556,6 @@ def download(name: str) -> Path:
         return folder
     except Exception as error:  # the hub's library raises anything, in many lines
         raise ValueError(
-            f"{name} is neither a folder here nor a model that the hub gave: "
-            f"{type(error).__name__}: {configurator.first_line(error)}"
+            f"{name} is no folder here, and the hub did not give it (no network, or a wrong "
+            f"name?): {type(error).__name__}: {configurator.first_line(error)}"
         ) from None

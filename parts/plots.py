@@ -1,17 +1,68 @@
-"""Every picture. If one cannot be drawn, that is reported and the run goes on."""
+"""Every picture. If one cannot be drawn, that is reported and the run goes on.
 
+The colours are those of Okabe and Ito, which colour-blind people can tell apart, with a grey in
+place of yellow: https://jfly.uni-koeln.de/color/"""
+
+import contextlib
 import html
 import io
-import math
 import os
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from parts import figures
 from parts.files import write_whole
+
+# An algorithm has the same colour in every picture; other names take one of them, see `looks`.
+COLOURS = {
+    "adamw": "#0072b2",
+    "muon": "#d55e00",
+    "schedulefree": "#009e73",
+    "cautious": "#56b4e9",
+    "soap": "#cc79a7",
+    "muon, swiglu": "#e69f00",
+    "lion": "#7f7f7f",
+    "adam": "#000000",
+}
+MADE_BY = "nanoNeoX parts/plots.py"  # stands in each picture
+STYLES = ("-", "--", ":", "-.")
+
+
+def looks(names) -> dict[str, dict]:
+    """How to draw the line of each name: `color` and `linestyle`. The colour follows from the name
+    as far as the other names leave it free; runs that differ in a number at the end (muon.1,
+    muon.2) share it, and differ in style."""
+    palette, colour, found = list(COLOURS.values()), {}, {}
+    bases = {name: re.sub(r"(\.\d+)+$", "", name).replace("_", ", ") for name in names}
+    for base in sorted(bases.values(), key=lambda base: base not in COLOURS):
+        start = zlib.crc32(base.encode()) % len(palette)
+        free = palette[start:] + palette[:start]
+        used = list(colour.values())
+        colour.setdefault(base, COLOURS.get(base) or min(free, key=used.count))
+    for name, base in bases.items():
+        before = sum(look["color"] == colour[base] for look in found.values())
+        found[name] = {"color": colour[base], "linestyle": STYLES[before % len(STYLES)]}
+    return found
+
+
+def style() -> dict:
+    """matplotlib's settings for all pictures, where they are not its own."""
+    from matplotlib import cycler
+
+    return {
+        "axes.prop_cycle": cycler(color=list(COLOURS.values())),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+    }
 
 
 def picture(file: Path, draw: Callable, rows: int = 1, columns: int = 1, size=(8, 5)) -> bool:
@@ -19,22 +70,26 @@ def picture(file: Path, draw: Callable, rows: int = 1, columns: int = 1, size=(8
     Returns whether that worked."""
     try:
         import matplotlib
+        from matplotlib.figure import Figure  # pyplot would take a notebook's pictures away
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(rows, columns, figsize=size)
-        try:
-            draw(axes)
+        with matplotlib.rc_context(style()):
+            figure = Figure(size)
+            draw(figure.subplots(rows, columns))
             figure.tight_layout()
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-        finally:
-            plt.close(figure)
+            how = dict(format="png", dpi=120, metadata={"Software": MADE_BY})
+            write_whole(file, lambda path: figure.savefig(path, **how))
         return True
     except Exception as error:
         tqdm.write(f"no picture {file.name}: {type(error).__name__}: {error}")
         return False
+
+
+def is_ours(file: Path) -> bool:
+    """Whether `picture` has drawn this file."""
+    with contextlib.suppress(OSError), open(file, "rb") as png:
+        return MADE_BY.encode() in png.read(500)
+    return False
 
 
 INK = "#010203"  # no other colour of a picture; a page's own takes its place
@@ -45,23 +100,17 @@ def svg(draw: Callable, size=(6, 3.6)) -> str:
     read on a light page and on a dark one. Without matplotlib a line that says so."""
     try:
         import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
 
         inked = ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")
-        look = {f"{name}color": INK for name in inked}
+        look = style() | {f"{name}color": INK for name in inked}
         look |= {"svg.fonttype": "none", "svg.hashsalt": "nanoNeoX"}
         with matplotlib.rc_context(look):
-            figure, axes = plt.subplots(figsize=size)
-            try:
-                draw(axes)
-                figure.tight_layout()
-                text = io.StringIO()
-                nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-                figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-            finally:
-                plt.close(figure)
+            figure, text = Figure(size), io.StringIO()
+            draw(figure.subplots())
+            figure.tight_layout()
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(text, format="svg", transparent=True, metadata=nothing)
         # A page needs neither the head of a file nor the addresses that name its formats.
         drawing = text.getvalue()
         drawing = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawing[drawing.index("<svg") :])
@@ -83,63 +132,91 @@ def losses(metrics: list[dict], file: Path) -> bool:
     """Training and validation loss over the steps, from the lines of metrics.jsonl."""
 
     def draw(axes):
-        for key, label, style in (
-            ("loss", "train", dict(lw=1, alpha=0.6)),
-            ("val_loss", "validation", dict(lw=2, marker="o", ms=3)),
-        ):
-            points = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
-            if points:
-                axes.plot(*zip(*points), label=label, **style)
+        found = {
+            key: [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
+            for key in ("loss", "val_loss")
+        }
+        if found["loss"]:
+            steps, values = zip(*found["loss"])
+            axes.plot(steps, values, color="C0", lw=0.7, alpha=0.35)
+            mean = smooth(list(values), 1 - 1 / max(len(values) / 100, 1))
+            axes.plot(steps, mean, "C0", lw=1.8, label="train")
+        if found["val_loss"]:
+            best, step = min((loss, step) for step, loss in found["val_loss"])
+            label = f"validation, {found['val_loss'][-1][1]:.3f} now"
+            axes.plot(*zip(*found["val_loss"]), color="C1", lw=1.8, marker="o", ms=4, label=label)
+            if step < found["val_loss"][-1][0]:
+                how = dict(marker="*", ms=14, ls="", label=f"lowest, {best:.3f} at step {step}")
+                axes.plot(step, best, "C1", **how)
         axes.set(xlabel="step", ylabel="loss (nats per token)", title=file.parent.name)
         axes.legend()
-        axes.grid(alpha=0.3)
 
     return picture(file, draw)
 
 
-def panels(keys: list[str], draw: Callable, file: Path) -> bool:
-    """A small plot for each key, which draw(key, axes) fills."""
-    rows = math.ceil(len(keys) / 5)
-
-    def draw_all(grid):
-        grid = np.atleast_1d(grid).flat
-        for axes, key in zip(grid, [*keys, *[None] * (5 * rows - len(keys))]):
-            if key is None:
-                axes.axis("off")
-                continue
-            draw(key, axes)
-            axes.set_title(key, fontsize=8)
-            axes.tick_params(labelsize=6)
-
-    return picture(file, draw_all, rows, 5, (14, 2 * rows))
-
-
 def scores(metrics: list[dict], file: Path) -> bool:
-    """What train.py's --eval_tasks put into the lines of metrics.jsonl, over the steps."""
+    """What train.py's --eval_tasks put into the lines of metrics.jsonl, over the steps: the four
+    scores that tell most."""
     lines = [m for m in metrics if any(key.startswith("eval_") for key in m)]
+    measured = [key[5:] for key in lines[-1] if key.startswith("eval_")]
+    keys = figures.headline(measured, 4)
 
     def curve(key, axes):
-        points = [(m["step"], m[key]) for m in lines if m.get(key) is not None]
-        axes.plot(*zip(*points), marker="o", ms=3)
-        axes.set_xlabel("step", fontsize=6)
+        points = [(m["step"], m[f"eval_{key}"]) for m in lines if m.get(f"eval_{key}") is not None]
+        steps, values = zip(*points)
+        axes.plot(steps, np.array(values) * figures.figure(key).factor, marker="o", ms=4)
+        axes.set_title(figures.described(key), fontsize=9)
+        axes.set_xlabel("step")
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
 
-    keys = [
-        key for key in lines[-1] if key.startswith("eval_") and not key.startswith("eval_share_")
-    ]
-    return panels(keys, curve, file)
+    def draw(grid):
+        for axes in grid.flat[len(keys) :]:
+            axes.axis("off")
+        for axes, key in zip(grid.flat, keys):
+            curve(key, axes)
+        grid.flat[0].figure.suptitle(file.parent.name)
+
+    return picture(file, draw, 2, 2, (9, 6))
 
 
-def compared(reports: dict[str, dict], file: Path) -> bool:
-    """A bar for each report ({path of a run: {key: number}}), in a plot for each key."""
-    keys = dict.fromkeys(key for report in reports.values() for key in report)
+def compared(curves: dict[str, list], unit: str, bars: dict[str, dict], file: Path) -> bool:
+    """Runs side by side, each in one colour: {run: [(tokens read, validation loss)]} in this unit,
+    and {score: {run: number}} as bars."""
+    look = looks(curves)
+    lines = {name: points for name, points in curves.items() if points}
 
-    def bars(key, axes):
-        values = [report.get(key, math.nan) for report in reports.values()]
-        axes.bar(range(len(reports)), values, color=[f"C{n}" for n in range(len(reports))])
-        axes.set_xticks(range(len(reports)), [Path(name).name for name in reports], fontsize=6)
-        axes.set_xlim(-0.5, len(reports) - 0.5)
+    def draw_losses(axes):
+        for name, points in lines.items():
+            axes.plot(*zip(*points), label=name, marker="o", ms=3, **look[name])
+        axes.set(title="Validation loss", xlabel="tokens read", ylabel=unit)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend()
 
-    return panels([key for key in keys if not key.startswith("share_")], bars, file)
+    def draw_score(title, values, axes):
+        colours = [look[name]["color"] for name in values]
+        rows = axes.barh(list(values), list(values.values()), color=colours)
+        axes.bar_label(rows, fmt="%.4g", padding=3, fontsize=8)
+        axes.grid(False)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.15 * max(values.values()) or 1)
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelsize=8)
+
+    def draw(grid):
+        for axes, (title, values) in zip(grid[:, -1], bars.items()):
+            draw_score(title, values, axes)
+        if lines:  # one panel over the height of all the others
+            place = grid[0, 0].get_gridspec()[:, 0]
+            figure = grid[0, 0].figure
+            for axes in grid[:, 0]:
+                axes.remove()
+            draw_losses(figure.add_subplot(place))
+
+    columns, rows = bool(lines) + bool(bars), max(len(bars), 1)
+    if not columns:
+        return False
+    size = 6.5 * columns, max(4, 0.25 * rows * (len(curves) + 3))
+    return picture(file, lambda axes: draw(np.reshape(axes, (rows, columns))), rows, columns, size)
 
 
 def smooth(values: list[float], memory: float = 0.9) -> list[float]:
@@ -155,12 +232,13 @@ def curves(runs: dict[str, list[tuple]], file: Path, title: str = "") -> bool:
     """Training loss over seconds: {name: [(seconds, losses) of each seed]}, mean and spread."""
 
     def draw(axes):
-        for number, (name, seeds) in enumerate(runs.items()):
+        look = looks(runs)
+        for name, seeds in runs.items():
             grid = np.linspace(max(x[0] for x, _ in seeds), min(x[-1] for x, _ in seeds), 200)
             values = np.array([np.interp(grid, x, y) for x, y in seeds])
-            axes.plot(grid, values.mean(0), label=name, color=f"C{number}")
+            axes.plot(grid, values.mean(0), label=name, **look[name])
             spread = values.min(0), values.max(0)
-            axes.fill_between(grid, *spread, color=f"C{number}", alpha=0.2, lw=0)
+            axes.fill_between(grid, *spread, color=look[name]["color"], alpha=0.15, lw=0)
         every = [y for seeds in runs.values() for _, y in seeds]
         low, high = min(map(min, every)), max(y[len(y) // 10] for y in every)
         axes.set(
@@ -170,7 +248,6 @@ def curves(runs: dict[str, list[tuple]], file: Path, title: str = "") -> bool:
             ylim=(low - 0.05, high),
         )
         axes.legend()
-        axes.grid(alpha=0.3)
 
     return picture(file, draw)
 
@@ -187,8 +264,7 @@ def zipf(counts: dict[str, list[int]]) -> str:
             ranks = np.unique(np.geomspace(1, len(used), 200).astype(int)) if len(used) else []
             axes.loglog(ranks, [used[rank - 1] for rank in ranks], label=split)
         axes.set(xlabel="rank of the token", ylabel="occurrences")
-        axes.legend(framealpha=0)
-        axes.grid(alpha=0.2)
+        axes.legend()
 
     return svg(draw)
 
@@ -202,8 +278,7 @@ def coverage(counts: dict[str, list[int]]) -> str:
             ranks = np.unique(np.geomspace(1, len(shares), 200).astype(int))
             axes.semilogx(ranks, 100 * shares[ranks - 1], label=split)
         axes.set(xlabel="commonest tokens", ylabel="share of all tokens (%)", ylim=(0, 101))
-        axes.legend(framealpha=0)
-        axes.grid(alpha=0.2)
+        axes.legend()
 
     return svg(draw)
 
@@ -218,7 +293,6 @@ def lengths(tokens: dict[str, np.ndarray]) -> str:
             share = np.full(len(values), 100 / max(len(values), 1))
             axes.hist(values, bins, weights=share, histtype="step", label=split)
         axes.set(xscale="log", xlabel="tokens in a document", ylabel="share of documents (%)")
-        axes.legend(framealpha=0)
-        axes.grid(alpha=0.2)
+        axes.legend()
 
     return svg(draw)

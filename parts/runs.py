@@ -1,4 +1,4 @@
-"""A run's folder: checkpoints, metrics, resuming; the clock of a training.
+"""A run's folder: checkpoints, metrics, resuming.
 
 out/<run>/ holds ckpt.pt and older ones (ckpt.1.pt, ...), run.json (settings, versions, commit, data
 hashes), metrics.jsonl (a line for each log step: the source of every plot and tracker), loss.png,
@@ -23,7 +23,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 from tqdm import tqdm
 from typing_extensions import NotRequired, TypedDict
@@ -32,6 +31,7 @@ from model import Attention, NeoX, NeoXConfig
 from parts import card, configurator, distributed, hf, memory, plots
 from parts import tokenizer as tokenization
 from parts.checkpoints import (
+    best_checkpoint,
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -71,12 +71,21 @@ class Loaded(NamedTuple):
 
 
 def load_model(path: str | Path) -> NeoX:
-    """The model of a run's folder, of one checkpoint file, or of what `hf.from_pretrained` knows by
-    that name. ValueError or OSError says what is wrong."""
+    """The model of a run's folder (best.pt if that is better, else the newest checkpoint), of one
+    checkpoint file, or of what `hf.from_pretrained` knows by that name. Its attribute `source` says
+    which checkpoint and step it is. ValueError or OSError says what is wrong."""
     path = Path(path)
-    if path.is_dir() and checkpoints(path):
-        return model_from(newest_checkpoint(path)[0])
-    return model_from(load_checkpoint(path)) if path.is_file() else hf.from_pretrained(path)
+    if path.is_file():
+        checkpoint, file = load_checkpoint(path), path
+    elif checkpoint := best_checkpoint(path):
+        file = path / "best.pt"
+    elif checkpoints(path):
+        checkpoint, file = newest_checkpoint(path)
+    else:
+        return hf.from_pretrained(path)
+    model = model_from(checkpoint)
+    model.source = {"checkpoint": file.name, "step": checkpoint["step"]}
+    return model
 
 
 def load(ckpt: str, device: str) -> Loaded:
@@ -195,6 +204,7 @@ class About(TypedDict):
     git: dict
     data: dict[str, dict]
     began: NotRequired[float]  # seconds since 1970
+    exported: NotRequired[dict]  # step and val_loss, where the exported model is best.pt's
 
 
 class Metrics(TypedDict):
@@ -303,11 +313,11 @@ class Run:
         before = read_json(self.out / "run.json") if self.checkpoint else {}
         self.about["base"] = card.base_of(cfg.init_from) or before.get("base")
         if self.checkpoint:
+            cfg.note = cfg.note or self.checkpoint["settings"].get("note", "")
             self.restore(optimizers, scaler, cfg)
             self.saved_step = self.checkpoint["step"]
             if self.rank == 0:
                 self.metrics = read_metrics(self.out, self.saved_step)
-            print(f"going on from step {self.saved_step}, {self.file}")
         if self.rank:
             return
         self.claim()
@@ -433,13 +443,17 @@ class Run:
                 plots.scores(self.metrics, self.out / "scores.png")
 
     def export(self, model: NeoX | None, dataset: str):
-        """Write the model as Hugging Face has it, where Hugging Face has it, and its card."""
+        """Write the model as Hugging Face has it, where Hugging Face has it, and its card. Where
+        best.pt is better, that is exported, and run.json says of which step it is."""
 
         def write():
-            tok = self.tokenizer
+            tok, exported, special = self.tokenizer, model, self.tokenizer.special.values()
             try:
-                special = tok.special.values()
-                hf.save_pretrained(model, self.out, tok.eot, special, dataset=dataset)
+                if best := best_checkpoint(self.out):
+                    exported = model_from(best)
+                    about = {"step": best["step"], "val_loss": best["best_loss"]}
+                    write_json(self.out / "run.json", self.about | {"exported": about})
+                hf.save_pretrained(exported, self.out, tok.eot, special, dataset=dataset)
             except ValueError as error:
                 return print(f"not exported: {error}")
             tok.save(self.out, model.config.block_size)
@@ -480,8 +494,8 @@ class Run:
 
 def what_must_agree(cfg, dataset: Dataset) -> dict:
     """What all processes of a training must have alike: the data set's contents, by their hashes,
-    and the settings but for places on a machine's disk."""
-    own = ("dataset", "out_dir", "init_from")
+    and the settings but for places on a machine's disk, its threads, and the note."""
+    own = ("dataset", "out_dir", "init_from", "threads", "note")
     tokens = "stream" if "stream" in dataset.meta else "train"  # of a stream its name, as it grows
     data = json.dumps([dataset.meta[key] for key in (tokens, "val")]).encode()
     data += (dataset.folder / "tokenizer.json").read_bytes()
@@ -538,7 +552,8 @@ def describe(cfg, meta: dict) -> dict:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     changed = git("status", "--porcelain", "--untracked-files=no")
-    commit = {"commit": git("rev-parse", "HEAD")}
+    # The container has no .git; its Dockerfile was told the commit.
+    commit = {"commit": git("rev-parse", "HEAD") or os.environ.get("NANONEOX_COMMIT")}
     commit["changed"] = None if changed is None else bool(changed)
     keys = ("tokens", "bytes", "sha256", "learnt", "mask_sha256")
     data = {
@@ -555,66 +570,3 @@ def git(*command: str) -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
         return done.stdout.strip() if done.returncode == 0 else None
-
-
-# --- time -----------------------------------------------------------------------------------------
-
-
-class Clock:
-    """Seconds of training. It stands still while the training is evaluated or saved."""
-
-    def __init__(self, seconds: float = 0.0):
-        self.past, self.began = seconds, time.perf_counter()
-
-    def seconds(self) -> float:
-        running = 0.0 if self.began is None else time.perf_counter() - self.began
-        return self.past + running
-
-    def share(self, minutes: float) -> float:
-        """The fraction of these minutes that has passed; 0 if there is no limit."""
-        return self.seconds() / (60 * minutes) if minutes else 0.0
-
-    def pause(self):
-        self.past, self.began = self.seconds(), None
-
-    def go_on(self):
-        self.pause()
-        self.began = time.perf_counter()
-
-
-class Meter:
-    """What is logged of the steps since the last line. It stays on the device until it is read."""
-
-    def __init__(self, step: int, clock: Clock, tokens_per_step: int, peak_share: float):
-        """peak_share: of the machine's peak that one token a second takes."""
-        self.clock, self.tokens_per_step, self.peak_share = clock, tokens_per_step, peak_share
-        self.streak, self.bad_steps = 0, 0  # in a row without a finite gradient; when last read
-        self.reset(step)
-
-    def reset(self, step: int):
-        self.step, self.began, self.loss = step, self.clock.seconds(), 0.0
-        self.now, self.worked = time.perf_counter(), time.process_time()
-
-    def add(self, loss: torch.Tensor, norm: torch.Tensor, bad: torch.Tensor):
-        self.loss = self.loss + loss
-        self.norm = norm
-        self.streak = (self.streak + 1) * bad
-
-    def read(self, step: int) -> dict:
-        """The values of a log line, and a new beginning."""
-        steps, seconds = step - self.step, self.clock.seconds() - self.began
-        loss = distributed.mean(self.loss).item() / steps
-        speed = steps * self.tokens_per_step / seconds
-        mfu = speed * self.peak_share
-        self.bad_steps = int(self.streak)
-        self.summary = f"loss {loss:.3f}, {speed:,.0f} tok/s, MFU {mfu:.0%}"
-        values = {"loss": loss, "grad_norm": self.norm.item(), "tokens_per_s": speed, "mfu": mfu}
-        values["elapsed"] = self.clock.seconds()
-        # Of this process alone. MLflow shows what begins with system/ on a page of its own.
-        load = (time.process_time() - self.worked) / (time.perf_counter() - self.now)
-        values["system/cpu_percent"] = 100 * load  # of one core
-        values["system/memory_gb"] = psutil.Process().memory_info().rss / 2**30
-        if self.norm.device.type == "cuda":
-            values["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        self.reset(step)
-        return values

@@ -81,7 +81,9 @@ def finite_numbers(values: dict) -> dict:
 
 def complain(name: str, out: Path, why: str, file=None):
     """Print one line that says why a tracker did not get everything and how to send it later."""
-    why = why.strip().splitlines()[0]
+    why = why.strip().splitlines()[0].rstrip(".")
+    if "API key" in why:
+        why = "not logged in: run `wandb login`, or set WANDB_MODE=offline"
     command = f"python tools/track.py --to={name} --run={out}"
     line = f"\n{name}: {why}; everything is in {out}, send it later with: {command}"
     print(line, file=file or sys.stderr, flush=True)
@@ -90,8 +92,8 @@ def complain(name: str, out: Path, why: str, file=None):
 # --- the trackers ---------------------------------------------------------------------------------
 # A tracker is made from the run's name, its params, its id there or None, when the training began
 # (seconds since 1970), and a temporary folder. It has `id`, log(records), summary(values, step),
-# files(paths, export, step), place(), which says where the run is now and how to see it, and
-# close(how, ended).
+# files(paths, export, step), see(), the address or command that shows the run, place(), which says
+# where it is now, and close(how, ended).
 
 
 class MLflow:
@@ -108,7 +110,8 @@ class MLflow:
         from mlflow.tracking.context.registry import resolve_tags
 
         self.mlflow, self.name, self.unregistered = mlflow, name, ""
-        if "MLFLOW_TRACKING_URI" not in os.environ:
+        self.local = "MLFLOW_TRACKING_URI" not in os.environ  # which set_tracking_uri changes
+        if self.local:
             os.chdir(configurator.ROOT)  # mlruns/ is created in the working directory
             mlflow.set_tracking_uri("sqlite:///mlflow.db")
         mlflow.end_run()  # left over from an attempt that failed
@@ -128,6 +131,8 @@ class MLflow:
             run = self.client.create_run(self.experiment, int(1000 * began), tags, name)
         self.id, self.began = run.info.run_id, run.info.start_time
         mlflow.start_run(run_id=self.id)
+        if note := params.get("note"):
+            self.client.set_tag(self.id, "mlflow.note.content", note)
         known = run.data.params  # which cannot be changed
         mlflow.log_params({key: value for key, value in params.items() if key not in known})
         self.log_dataset(params["dataset"], params["data.train.sha256"])
@@ -216,16 +221,22 @@ class MLflow:
             yield
             self.unregistered = ""
         except self.mlflow.exceptions.MlflowException as error:
-            self.unregistered = f"; not in the model registry: {configurator.first_line(error)}"
+            reason = configurator.first_line(error)
+            self.unregistered = f", but not in its model registry ({reason})"
+
+    def see(self) -> str:
+        uri = re.sub(r"(?<=:)//[^/]*@", "//", self.mlflow.get_tracking_uri())  # no password
+        page = f"/#/experiments/{self.experiment}/runs/{self.id}"
+        page += "?workflowType=machine_learning"  # else MLflow 3 shows its pages for chat agents
+        if uri.startswith("http"):
+            return uri.rstrip("/") + page
+        if self.local:  # a person may be in another folder
+            uri = f"sqlite:///{(configurator.ROOT / 'mlflow.db').as_posix()}"
+        command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        return f"{command}\n    and open http://127.0.0.1:5000{page}"
 
     def place(self) -> str:
-        uri = re.sub(r"(?<=:)//[^/]*@", "//", self.mlflow.get_tracking_uri())  # no password
-        if "MLFLOW_TRACKING_URI" not in os.environ:  # a person may be in another folder
-            uri = f"sqlite:///{(configurator.ROOT / 'mlflow.db').as_posix()}"
-        see = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-        if uri.startswith("http"):
-            see = f"{uri.rstrip('/')}/#/experiments/{self.experiment}/runs/{self.id}"
-        return f"in mlflow, run {self.name}: {see}{self.unregistered}"
+        return f"in mlflow{self.unregistered}, run {self.name}: {self.see()}"
 
     def close(self, how: str, ended: float):
         status = "FINISHED" if how == "finished" else "KILLED"
@@ -254,6 +265,7 @@ class WandB:
             id=run_id,
             resume="allow",
             config=params,
+            notes=params.get("note") or None,
             allow_val_change=True,
             dir=os.environ.get("WANDB_DIR", configurator.ROOT),
             settings=wandb.Settings(
@@ -287,19 +299,26 @@ class WandB:
                 self.run.log({"plot": self.wandb.Image(str(path))})
         self.run.log_artifact(artifact)
 
-    def place(self) -> str:
+    def see(self) -> str:
         if self.run.offline:
             folders = f"{shlex.quote(str(Path(self.run.settings.sync_dir).parent))}/offline-run-*"
-            return f"ready for wandb, not sent yet: wandb sync {folders}-{self.id}"
-        url = self.run.url
-        return f"in wandb: {url}" if url else "not in wandb, since WANDB_MODE=disabled"
+            return f"wandb sync {folders}-{self.id}"
+        return self.run.url or ""  # none where WANDB_MODE=disabled
+
+    def place(self) -> str:
+        if not self.see():
+            return "not in wandb, since WANDB_MODE=disabled"
+        return (
+            f"{'ready for wandb, not sent yet' if self.run.offline else 'in wandb'}: {self.see()}"
+        )
 
     def close(self, how: str, ended: float):
-        # W&B takes the moment at which it is told of a run for its start.
+        # W&B's own start and runtime are those of the process that sends, whatever it is told.
         times = {"training_began": self.began, "training_ended": ended}
         for key, seconds in times.items():
             moment = datetime.fromtimestamp(seconds, timezone.utc)
             self.run.summary[key] = moment.isoformat(timespec="seconds")
+        self.run.summary["training_minutes"] = (ended - self.began) / 60
         self.run.finish(exit_code=0 if how == "finished" else 1)
 
 

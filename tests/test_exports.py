@@ -241,23 +241,26 @@ def test_the_card_says_what_the_model_is_and_a_persons_own_stays(
     size = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(out).parameters())
     for told in (
         f"{meta['train']['tokens']:,} tokens",
+        f"{meta['val']['tokens']:,} tokens, {meta['val']['bytes'] / 1000:,.1f} kB",
         f"{size / 1e6:.2f} million",
         "| steps | 60 |",
     ):
         assert told in text
     assert str(dataset.parent) not in text and "fim_prefix" not in text  # it has not learnt that
-    assert "bits_per_byte" not in text
+    assert "held-out" not in text
     monkeypatch.setattr(eval.tracking, "send", lambda folder: None)
     monkeypatch.setattr(devices, "matmul_peak", lambda *_: 1e12)
     monkeypatch.setattr(sys, "argv", ["eval.py", f"--ckpt={out}", "--tasks=loss", "--device=cpu"])
     eval.main()
     report = json.loads((out / "eval.json").read_text())
-    assert f"| bits_per_byte | {report['bits_per_byte']:.4g} |" in card.read_text()
+    told, first = report["bits_per_byte"], 100 * report["top1"]
+    assert f"| loss on held-out text, bits per byte | {told:.4g} |" in card.read_text()
+    assert f"| right token is the first guess, % | {first:.1f} |" in card.read_text()
 
     resume = (*TINY, f"--dataset={dataset}", f"--out_dir={out}", "--init_from=resume")
     assert in_process(monkeypatch, *resume, "--max_iters=61") == 0
     text = card.read_text()  # eval.json is about other weights now
-    assert "| steps | 61 |" in text and "bits_per_byte" not in text
+    assert "| steps | 61 |" in text and "held-out" not in text
     for mine in (text.replace("61", "sixty-one"), "# My model\n"):
         card.write_text(mine)
         assert "README.md is yours" in cards.write(out) and card.read_text() == mine

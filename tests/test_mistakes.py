@@ -26,7 +26,7 @@ from model import NeoX, NeoXConfig
 from parts import configurator, hf, runs
 from parts import tokenizer as tokenization
 from parts.generate import generate
-from tools import leaderboard, plan, speedrun, startup, track
+from tools import compare, leaderboard, plan, speedrun, startup, track
 
 # {dataset}, {run} and {folder} stand for a good data set, a good run, and an empty folder.
 GOOD = [*TINY, "--dataset={dataset}", "--out_dir={folder}/out/new", "--max_iters=1"]
@@ -59,7 +59,8 @@ TRAIN = [  # what a person adds to a good command, and a part of the line that m
     (["--init_from={folder}/pickled"], "it is no file of tensors that torch.save wrote"),
     (["--init_from={folder}/infinite"], "not all numbers are finite"),
     (["--init_from={folder}/null"], "num_attention_heads: Input should be a valid integer"),
-    (["--compile=maybe"], "compile must be of type bool"),
+    (["--compile=maybe"], "compile must be of type bool, like True, False or auto"),
+    (["--threads=2000"], "threads must be at most 1024"),
     (["-x"], "neither a config file"),
     (["config/missing.py"], "there is no config file"),
     (["{folder}/broken.py"], "does not run as Python: SyntaxError"),
@@ -70,7 +71,7 @@ TRAIN = [  # what a person adds to a good command, and a part of the line that m
     (["--optimizer=adamv"], "optimizer must be one of adamw, adam"),
     (["--lr_schedule=sine"], "lr_schedule must be one of"),
     (["--device=cuda"], "device=cuda is not available"),
-    ([f"{ROOT}/config/python_t4.py"], "device=cuda is not available"),
+    ([f"{ROOT}/config/python_t4.py"], "config/python_cpu.py is made for a CPU"),
     (["--min_lr=1", "--lr=0.1"], "min_lr=1.0 is above lr=0.1"),
     (["--beta2=1"], "beta2=1.0 and momentum=0.95 must be below 1"),
     (["--optimizer=schedulefree", "--beta1=0"], "schedulefree needs beta1 above 0"),
@@ -138,16 +139,18 @@ EVAL = [
     ),
     (["--ckpt={run}", "--tasks=humaneval-infill", "--file={folder}/none.jsonl"], "No such file"),
     (["--ckpt={run}", "--tasks=mine", "--language=rust"], "language must be one of"),
-    (["--compare", "{run}"], "needs at least two folders"),
-    (["--compare", "{run}", "{folder}/char"], "there is no"),
-    (["--compare", "{folder}/report", "{folder}/report"], "eval.json is damaged"),
+    (["--compare", "{run}"], "python tools/compare.py"),
     (["--ckpt={folder}/report", "--tasks=mine"], "eval.json is damaged"),
     (["--ckpt={folder}/about", "--tasks=loss"], "run.json is damaged"),
     (["--ckpt={folder}/char"], "does not say what it was trained on"),
 ]
 BENCH = [
-    (plan, ["--gpu=t5"], "gpu must be one of t4, l4, a100, h100"),
-    (plan, ["--dtype=bfloat16"], "t4 has no native bfloat16"),
+    (compare, [], "name the runs to compare"),
+    (compare, ["{run}", "{folder}/char"], "has neither a metrics.jsonl"),
+    (compare, ["{run}", "{folder}/nowhere"], "there is no folder"),
+    (compare, ["{run}", "{folder}/report"], "eval.json is damaged"),
+    (plan, ["--gpu=t5"], "gpu must be one of t4, l4, a10g"),
+    (plan, ["--dtype=bfloat16"], "T4 has no native bfloat16"),
     (plan, ["--n_embd=16384"], "one sequence needs"),
     (bench, ["--repeats=0"], "repeats must be above 0"),
     (bench, ["--n_head=3"], "must be a multiple of n_head=3"),
@@ -328,6 +331,7 @@ def test_from_the_shell_there_is_no_traceback_and_help_lists_every_setting(scrip
         assert listed.count("\n  --") >= 4
         settings += own_settings("prepare/corpus.py") if "shakespeare" not in script else []
     for key, value in settings:
+        value = "auto" if value == "None" else value
         assert f"\n  --{key}={value} " in listed, f"{key} does not fit on one line of {script}"
 
 

@@ -1,12 +1,16 @@
 """bench.py and tools/: measuring, comparing, planning."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, run
@@ -18,22 +22,56 @@ import bench
 import optim
 import train
 from model import NeoX, NeoXConfig
-from parts import configurator, fast, memory
+from parts import configurator, fast, files, memory, plots
+from tools import plan
 
 # --- bench.py -------------------------------------------------------------------------------------
 
 
-def test_bench_takes_a_step_apart_and_plans_for_a_gpu_that_is_not_here():
+def test_bench_takes_a_step_apart():
     out = run("bench.py", *TINY, "--repeats=2", "--steps=1", "--dtype=float32").stdout
     pattern = r"nanoNeoX float32 eager +[\d,]+ tokens/s .*% of the peak, 0\.\d+ GiB"
     assert re.search(pattern, out), out
     parts = dict(re.findall(r"(data|forward|backward|optimizer) ([\d.]+) ms", out))
     assert len(parts) == 4 and all(float(value) > 0 for value in parts.values())
-    command = ("tools/plan.py", "--gpu=t4", "config/python_t4.py", "--vocab_size=50304")
-    out = run(*command).stdout
-    largest = int(re.search(r"largest batch_size +(\d+)", out)[1])
-    for batch, verdict in ((largest, ": fits in"), (largest + 1, "DOES NOT FIT")):
-        assert verdict in run(*command, f"--batch_size={batch}").stdout
+
+
+def test_a_plan_says_what_fits_how_long_it_takes_and_what_it_costs(monkeypatch, capsys):
+    def planned(*args):
+        monkeypatch.setattr(sys, "argv", ["plan.py", *args])
+        plan.main()
+        return capsys.readouterr().out
+
+    command = ("config/python_t4.py", "--vocab_size=50304")
+    out = planned(*command, "--price=2", "--gpus=2")
+    surely, perhaps = map(int, re.search(r"largest batch_size (\d+), perhaps (\d+)", out).groups())
+    verdicts = {surely: ": fits in", surely + 1: ": may fit in", perhaps: ": may fit in"}
+    for batch, verdict in (verdicts | {perhaps + 1: "DOES NOT FIT"}).items():
+        assert verdict in planned(*command, f"--batch_size={batch}")
+
+    # By hand: a matrix's parameter takes 6 FLOP a token, attention's sums 12 times width and
+    # context; 15 to 40 % of 65 TFLOP/s on each of two cards, 10 to 120 s of compiling, and 21
+    # evaluations on one card, a forward only.
+    flops = 6 * (8 * 12 * 512**2 + 50304 * 512) + 8 * 12 * 512 * 512
+    batch = 32 * 512
+    hours = [
+        (10_000 * 2 * batch * flops / 2 + 21 * 20 * batch * flops / 3) / (share * 65e12) + compiling
+        for share, compiling in ((0.4, 10), (0.15, 120))
+    ]
+    costs = re.search(r"cost +([\d.]+) to ([\d.]+)", out).groups()
+    for cost, seconds in zip(costs, hours):
+        assert float(cost) == pytest.approx(2 * 2 * seconds / 3600, rel=0.05)
+    # A GPU of one's own with a T4's numbers is a T4, and all of them make a table.
+    other = planned(*command, "--gpu_memory=14.6", "--tflops=65", "--dtype=float16")
+    assert other.splitlines()[3:] == planned(*command).splitlines()[3:]
+    table = planned(*command, "--gpu=all").splitlines()
+    assert {line.split()[0] for line in table[2:]} == set(plan.GPUS)
+    assert "fits" in table[2] and f"  {surely}  " in table[2]
+    for wrong in ("--tflops=5", "--gpu=t5", "--dtype=bfloat16", "--price=-1", "--n_embd=9000"):
+        with pytest.raises(SystemExit) as ended:
+            planned(*command, wrong)
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and said.count("\n") == 1 and said.startswith("error: "), said
 
 
 def test_a_peer_takes_train_pys_step_in_parts_that_add_up_and_generates(monkeypatch):
@@ -241,27 +279,49 @@ def test_the_loss_holds_what_the_plan_says(tokens, width, vocabulary, dtype, mos
 # --- the other tools ------------------------------------------------------------------------------
 
 
-def test_a_leaderboard_runs_its_entries_in_turn_and_two_runs_are_compared(
-    dataset, trained, tmp_path
-):
-    plot = tmp_path / "curves.png"
+def test_a_leaderboard_runs_its_entries_in_turn_and_keeps_them(dataset, tmp_path):
+    plot, board = tmp_path / "curves.png", tmp_path / "board"
     script, short = "tools/leaderboard.py", ("--max_iters=8", "--eval_interval=0", "--seeds=2")
-    how = (f"--dataset={dataset}", *TINY, *short, "--entries=adamw/muon", f"--plot={plot}")
+    how = [f"--dataset={dataset}", *TINY, *short, "--entries=adamw/muon", f"--plot={plot}"]
+    how += [f"--runs_dir={board}"]
     done = run(script, *how)
     lines = (done.stdout + done.stderr).splitlines()
     turns = [line.split()[0] for line in lines if " seed " in line and "steps" in line]
     rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
     assert turns == ["adamw", "muon"] * 2 and sorted(rows[2:]) == ["adamw", "muon"]
     assert "± 0.0000" not in done.stdout and plot.read_bytes()[:4] == b"\x89PNG"
-    table = run(script, "--compare", trained).stdout.splitlines()
-    assert table[1].split()[:2] == [trained.name, "60"] and "drawn in" in table[-1]
+    kept = [f"{name}.{seed}" for name in ("adamw", "muon") for seed in (1, 2)]
+    losses = {name: (board / name / "metrics.jsonl").read_text() for name in kept}
+    ended = json.loads((board / "leaderboard.json").read_text())
+    del ended["muon.2"]  # as if interrupted before its end
+    (board / "leaderboard.json").write_text(json.dumps(ended))
+    done = run(script, *how)
+    assert (done.stdout + done.stderr).count("trained before") == 3
+    assert sorted(os.listdir(board)) == sorted([*kept, "leaderboard.json", "muon.2.1"])
+    again = {name: (board / name / "metrics.jsonl").read_text() for name in kept}
+    assert [name for name in kept if again[name] != losses[name]] == ["muon.2"]
+    moved = run(script, "--compare", board / "adamw.1", ok=False)
+    assert moved.returncode == 2 and "tools/compare.py" in moved.stderr
     wrong = run(script, "--entries=adamx", ok=False)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: unknown entry 'adamx'")
 
 
-def test_a_start_is_timed_with_a_cold_and_a_warm_cache(dataset):
+def test_an_algorithm_has_its_colour_in_every_picture():
+    one = plots.looks(["adamw", "cautious", "lion", "muon", "muon, swiglu"])
+    two = plots.looks(["muon", "adamw"])
+    runs = plots.looks(["mine", "out.2", "muon.1", "muon.2", "muon_swiglu.1"])
+    assert two["muon"] == one["muon"] == runs["muon.1"] != two["adamw"] == one["adamw"]
+    assert runs["muon_swiglu.1"] == one["muon, swiglu"]
+    assert runs["muon.2"]["color"] == one["muon"]["color"] and runs["muon.2"] != runs["muon.1"]
+    assert runs["mine"] == plots.looks(["mine"])["mine"]
+    many = plots.looks([f"run{n}" for n in "abcdefghijklmnop"]).values()
+    assert len({tuple(look.values()) for look in many}) == 16
+
+
+def test_a_start_is_timed_and_started_again(dataset):
     out = run("tools/startup.py", f"--dataset={dataset}", *TINY, "--repeats=1").stdout
-    assert re.fullmatch(r"cold: \d+\.\d s to the first step\nwarm: \d+\.\d s [^\n]+\n", out), out
+    took = r": \d+\.\d s to the end of step 1\n"
+    assert re.fullmatch(f"first start{took}started again{took}", out), out
 
 
 def test_the_table_of_measurements(tmp_path):
@@ -275,3 +335,52 @@ def test_the_table_of_measurements(tmp_path):
         done = subprocess.run([*command, wrong], capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
+
+
+# --- tools/install.py -----------------------------------------------------------------------------
+
+
+def test_install_adds_what_is_missing_and_keeps_the_version_of_what_is_there(tmp_path, monkeypatch):
+    def install(text, ok=True):
+        (tmp_path / "wanted.txt").write_text(text)
+        done = run("tools/install.py", f"--file={tmp_path / 'wanted.txt'}", "--dry_run", ok=ok)
+        return done.stdout if ok else (done.returncode, done.stderr)
+
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # without a network
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    newer = f"9{np.__version__}"
+    for name, version in (("crumb", "1.0"), ("numpy", newer)):
+        with zipfile.ZipFile(tmp_path / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            wheel.writestr(f"{name}-{version}.dist-info/METADATA", about)
+            wheel.writestr(f"{name}-{version}.dist-info/RECORD", "")
+            kind = "Wheel-Version: 1.0\nTag: py3-none-any\n"
+            wheel.writestr(f"{name}-{version}.dist-info/WHEEL", kind)
+    assert "everything is there already" in install("numpy\ntorch>=2.9\n")
+    assert "added: crumb==1.0\n" in (out := install("crumb\nnumpy\n")) and "replaced: 0" in out
+    code, error = install(f"numpy=={newer}\n", ok=False)
+    assert code == 2 and "no versions go with what is installed here" in error
+
+
+# --- tools/health.py ------------------------------------------------------------------------------
+
+
+def test_health_tells_a_training_that_goes_on_from_one_that_stands_still(trained, tmp_path):
+    def health(*args, ok=True):
+        done = run("tools/health.py", f"--out={tmp_path}", *args, ok=ok)
+        return (done.returncode, done.stdout)
+
+    folder = shutil.copytree(trained, tmp_path / "run")
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    lock = files.Lock(folder)  # as train.py does
+    lock.sign()
+    (folder / "metrics.jsonl").touch()
+    code, out = health()
+    assert code == 0 and out.startswith(f"run: step {last}, loss ")
+    for name in ("lock", "metrics.jsonl", "ckpt.pt"):
+        os.utime(folder / name, (time.time() - 90,) * 2)
+    assert health("--minutes=2")[0] == 0 and health("--minutes=1", ok=False)[0] == 1
+    lock.release()
+    assert health("--minutes=1") == (0, "no training runs here\n")
+    code, out = health("--url=http://127.0.0.1:9/health", ok=False)
+    assert code == 1 and "refused" in out

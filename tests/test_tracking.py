@@ -20,6 +20,7 @@ from datetime import datetime
 import pytest
 from conftest import ROOT, TINY, in_process, run
 
+NOTE = "does a tracker get it all?"
 SHORT = (*TINY, "--max_iters=20", "--eval_interval=10", "--sample_prompt=def", "--sample_tokens=5")
 
 
@@ -116,7 +117,7 @@ def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(
     pytest.importorskip("wandb")
     out, (_, client), before = tmp_path / "run", server, time.time()
     settings = [f"--dataset={dataset}", f"--out_dir={out}", *SHORT, "--lr_schedule=constant"]
-    settings += ["--tracker_wait=240", "--mlflow", "--wandb"]
+    settings += ["--tracker_wait=240", "--mlflow", "--wandb", f"--note={NOTE}"]
     address = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("//", "//me:secret@"))
     assert in_process(monkeypatch, *settings, "--max_iters=10") == 0
@@ -129,7 +130,7 @@ def test_both_trackers_get_all_of_a_run_that_is_stopped_resumed_and_evaluated(
     tracked = mlflow_has_all(client, out, first[0], dataset, before)
     url = f"{address}/#/experiments/{tracked.info.experiment_id}"
     assert "secret" not in printed + said + (out / "mlflow.json").read_text()
-    assert printed.count(f"all of {out} is in mlflow, run run: {url}/runs/{first[0]}\n") == 2
+    assert printed.count(f"all of {out} is in mlflow, run run: {url}/runs/{first[0]}?") == 2
     sampled = functools.partial(completed, monkeypatch, capfd)
     mlflow_serves_the_model(client, out, tracked, tmp_path, sampled)
     wandb_has_all(out, first[1], tmp_path / "wandb")
@@ -145,6 +146,7 @@ def mlflow_has_all(client, out, first, dataset, before):
     meta = json.loads((dataset / "meta.json").read_text())
     assert params["n_embd"] == "32" and params["versions.torch"]
     assert params["data.train.sha256"] == meta["train"]["sha256"]
+    assert tags["mlflow.note.content"] == NOTE
     made_by = [tags[f"mlflow.source.{key}"] for key in ("name", "git.commit")]
     assert made_by == ["train.py", params["git.commit"]]
     assert [i.dataset.name for i in tracked.inputs.dataset_inputs] == [dataset.name]
@@ -248,6 +250,7 @@ def wandb_has_all(out, first, folder):
     records = [record for file in offline for record in wandb_records(file)]
     runs = [record.run for record in records if record.HasField("run")]
     assert len(offline) == 3 and {one.run_id for one in runs} == {first}
+    assert {one.notes for one in runs} == {NOTE}
     config = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
     assert config["n_embd"] == 32 and "git.commit" in config
     history = [
@@ -266,6 +269,9 @@ def wandb_has_all(out, first, folder):
     ]
     (ended, *_) = [one["training_ended"] for one in summary[::-1] if "training_ended" in one]
     assert datetime.fromisoformat(ended).timestamp() == int(lines(out)[-1]["time"])
+    (minutes, *_) = [one["training_minutes"] for one in summary[::-1] if "training_minutes" in one]
+    began = json.loads((out / "run.json").read_text())["began"]
+    assert 60 * minutes == pytest.approx(lines(out)[-1]["time"] - began)
     for key in ("loss", "val_loss", "bits_per_byte", "lr", "grad_norm", "system/memory_gb"):
         got = [(json.loads(row["step"]), json.loads(row[key])) for row in history if key in row]
         assert got == [(step, pytest.approx(value)) for step, value in curve(out, key)], key
@@ -299,7 +305,9 @@ def test_a_server_that_is_killed_costs_a_run_nothing(dataset, tmp_path, server):
     while len(lines(out)) < at + 20:
         time.sleep(0.1)
     training.send_signal(signal.SIGTERM)
-    said = training.communicate()[1]
+    printed, said = training.communicate()
+    where = f"{os.environ['MLFLOW_TRACKING_URI']}/#/experiments/1/runs/{run_id(out, 'mlflow')}?"
+    assert f"to see run in mlflow: {where}" in printed  # as soon as the run is there
     assert training.returncode == 143 and said.count("\nmlflow: ") == 1, said
     assert [m["step"] for m in lines(out)] == list(range(1, len(lines(out)) + 1))
 
@@ -355,8 +363,10 @@ def test_trackers_that_are_down_refuse_or_hang_cost_a_run_nothing(
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "nowhere://")
     (out / "eval.json").write_text('{"mine_pass@1": 0.25}')
     sent = run("tools/track.py", f"--run={out}", "--to=mlflow", cwd=tmp_path)
-    told = f"is in mlflow, run down: mlflow ui --backend-store-uri {store}; not in the model reg"
-    assert told in sent.stdout
+    told = (
+        f", run down: mlflow ui --backend-store-uri {store}\n    and open http://127.0.0.1:5000/#/"
+    )
+    assert "is in mlflow, but not in its model registry (" in sent.stdout and told in sent.stdout
     with sqlite3.connect(tmp_path / "later.db") as store:
         rows = store.execute("SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step")
         assert rows.fetchall() == curve(out, "loss")

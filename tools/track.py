@@ -44,6 +44,7 @@ class About(TypedDict):
     versions: dict
     data: dict[str, dict]
     began: NotRequired[float]
+    exported: NotRequired[dict]
 
 
 class Line(TypedDict):
@@ -73,7 +74,8 @@ class Follower:
         self.out, self.name, self.file = out, name, out / f"{name}.json"
         self.about, self.params = about, parameters(about)
         self.tracker, self.state = None, read_json(self.file)
-        self.errors, self.how, self.ended = sys.stderr, "finished", threading.Event()
+        self.output, self.errors = None, sys.stderr
+        self.how, self.ended = "finished", threading.Event()
         self.telling = threading.Lock()  # a trouble is told and kept, so that nobody tells it again
         # Trackers leave their temporary files behind when `leave` ends the process.
         self.temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -89,8 +91,8 @@ class Follower:
             pause = 5 if self.send() else 30
 
     def yield_to_training(self):
-        """Run at a low priority, and let nothing but complaints through to the terminal."""
-        self.errors = os.fdopen(os.dup(2), "w", encoding="utf-8")
+        """Run at a low priority, and let nothing but our own lines through to the terminal."""
+        self.output, self.errors = (os.fdopen(os.dup(n), "w", encoding="utf-8") for n in (1, 2))
         for standard in (1, 2):  # what trackers print would break up the training's progress bar
             os.dup2(os.open(os.devnull, os.O_WRONLY), standard)
         if hasattr(os, "nice"):
@@ -140,6 +142,11 @@ class Follower:
         self.tracker = TRACKERS[self.name](self.out.name, *how)
         if self.tracker.id != known:
             self.state = {"id": self.tracker.id}  # a new run, which holds nothing yet
+        if self.output and not self.ended.is_set() and (see := self.tracker.see()):
+            clear = "\r\033[K" if self.output.isatty() else ""  # the progress bar is on this line
+            print(
+                f"{clear}to see {self.out.name} in {self.name}: {see}", file=self.output, flush=True
+            )
 
     def send_records(self):
         sent = dict(self.state.get("sent", {}))  # a copy, since the tracker may fail
@@ -149,6 +156,7 @@ class Follower:
     def send_files(self):
         """Send the files that have changed, and the exported model if any part of it has."""
         out, step = self.out, max(self.state["sent"].values(), default=0)
+        exported = read_json(out / "run.json").get("exported", {})
         there = [name for name in FILES + EXPORT if (out / name).is_file()]
         stamps = {name: (out / name).stat().st_mtime for name in there}
         before = self.state.get("files", {})
@@ -160,7 +168,7 @@ class Follower:
         if "eval.json" in changed:
             self.tracker.summary(scores(read_json(out / "eval.json")), step)
         if paths or export:
-            self.tracker.files(paths, export, step)
+            self.tracker.files(paths, export, exported.get("step", step))
         self.state["files"] = stamps
 
     def save(self):
