@@ -246,7 +246,7 @@ def test_go_is_prepared(tmp_path, monkeypatch, capsys, tokenizer):
 MISTAKES = [
     (["--language=perl"], "language must be one of go, python, not 'perl'"),
     (["--file=x.jsonl"], "takes no --file; name a folder with --path"),
-    (["--path={tmp}/nowhere"], "there are no *.py files in"),
+    (["--path={tmp}/nowhere"], "is no folder; --path takes one of *.py files"),
     (["--path={tmp}/classes"], "files in {tmp}/classes have no python function"),
     (["--path={tmp}/classes", "--language=go"], "there are no *.go files in"),
     (["--tokenizer={tmp}"], "there is no tokenizer at {tmp}"),

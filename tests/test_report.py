@@ -258,7 +258,9 @@ def test_a_mistake_is_one_line_and_changes_nothing(dataset, tmp_path, spoil, mes
     done = run(
         "prepare/report.py", f"--dataset={copy}", f"--out={tmp_path / 'out'}", *args, ok=False
     )
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    *before_it, error = done.stderr.splitlines()
+    assert done.returncode == 2 and error.startswith("error: ") and message in error
+    assert all(line.startswith("counting ") for line in before_it)  # in place of a bar
     assert files_in(copy) == before and not (tmp_path / "out").exists()
 
 
