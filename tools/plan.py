@@ -53,10 +53,11 @@ def gpu(name: str, gib: float, tflops: float, tf32: float) -> GPU:
     )
 
 
-# From NVIDIA's data sheets, where half of a figure "with sparsity" is the dense one: sums in
-# float32, SXM where there is that. float32 means TF32 where there is such a thing, because train.py
-# allows it. torch reports about 1 % less memory than nvidia-smi, and on cards whose GDDR6 checks
-# itself that is 6 % less than is sold.
+# From NVIDIA's data sheets, or tables that quote them (A10G, A40, A6000, 6000 Ada, H200, L40S).
+# Half of a figure "with sparsity" is the dense one: sums in float32, SXM where there is that.
+# float32 means TF32 where there is such a thing, because train.py allows it. torch reports about
+# 1 % less memory than nvidia-smi, and on cards whose GDDR6 checks itself that is 6 % less than is
+# sold.
 GPUS = {
     "t4": GPU("T4", 14.6, {"float16": 65e12, "float32": 8.1e12}),
     "l4": gpu("L4", 22.0, 121, 60),
