@@ -18,7 +18,7 @@ import numpy as np
 from parts.tokenizer import FIM, Tokenizer
 
 SHORTEST = 32  # tokens of a context in which there is room for a piece
-GROWTH = 8  # tokens by which a piece may grow when it is cut in three
+GROWTH = 8  # tokens by which a piece may grow when it is cut in three; few would grow by more
 
 
 def knows_fim(tok: Tokenizer) -> bool:
@@ -58,7 +58,7 @@ def rearrange(
         begin, stop = cuts[number : number + 2]
         if plain < begin:
             arrays += [ids[plain:begin], end]
-        arrays += [rearranged(tok, ids[begin:stop], rng), end]
+        arrays += [rearranged(tok, ids[begin:stop], context - 1, rng), end]
         plain = stop
     if plain < len(ids) or not chosen:
         arrays += [ids[plain:], end]
@@ -77,20 +77,24 @@ def piece_cuts(tok: Tokenizer, ids: np.ndarray, size: int) -> list[int]:
     return cuts
 
 
-def rearranged(tok: Tokenizer, ids: np.ndarray, rng: random.Random) -> np.ndarray:
-    """A piece's tokens, cut at two of its characters, in one of the two orders.
+def rearranged(tok: Tokenizer, ids: np.ndarray, longest: int, rng: random.Random) -> np.ndarray:
+    """A piece's tokens, cut at two of its characters, in one of the two orders. Cuts with which
+    they would be more than `longest` are drawn again, up to 100 times.
 
     The suffix has from 0 characters to all, the middle from 1 to what is left, and a length of 8 to
     16 is as frequent as one of 64 to 128: people leave short gaps, and then most of the piece stays
     together. Cuts that are uniform, as in the paper, cost config/python_cpu.py 3 % of its loss from
     left to right after 400 steps (one run each), most of it past a context of 32 tokens."""
     text = tok.decode(ids.tolist())
-    b = len(text) - int((len(text) + 1) ** rng.random()) + 1
-    a = b - int(b ** rng.random())
-    first = text[:a] if rng.random() < 0.5 else ""  # the prefix, or nothing
-    parts = first, text[b:], text[len(first) : b]
-    pairs = zip(marks(tok), parts)
-    return np.array([i for mark, part in pairs for i in (mark, *tok.encode(part))], np.uint16)
+    for _ in range(100):
+        b = len(text) - int((len(text) + 1) ** rng.random()) + 1
+        a = b - int(b ** rng.random())
+        first = text[:a] if rng.random() < 0.5 else ""  # the prefix, or nothing
+        pairs = zip(marks(tok), (first, text[b:], text[len(first) : b]))
+        drawn = [i for mark, part in pairs for i in (mark, *tok.encode(part))]
+        if len(drawn) <= longest:
+            break
+    return np.array(drawn, np.uint16)
 
 
 def marks(tok: Tokenizer) -> list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import sys
 from pathlib import Path
@@ -70,6 +71,19 @@ def test_rearranged_documents_are_whole_and_as_many_as_asked_for(tmp_path, tok, 
     assert 110 < longest + 1 <= 128  # as many as fit in the context
     # The rest of each document is cut off in one place at most.
     assert kinds.count("plain") <= 2 * len(texts)
+
+
+def test_no_rearranged_piece_is_longer_than_the_context(tok):
+    # A word of one token has several when it is cut: the longest words make the longest pieces.
+    tokens = set(range(tok.vocab_size)) - set(tok.special.values())
+    words = sorted((tok.token_bytes(n).decode(errors="ignore") for n in tokens), key=len)
+    text = " ".join(words[-40:] * 20)
+    for seed in range(60):
+        ids, rng = tok.encode_numpy(text), random.Random(seed)
+        arrays, pieces, rearranged = infill.rearrange(tok, ids, 1, infill.SHORTEST, rng)
+        assert pieces == rearranged and max(map(len, arrays)) < infill.SHORTEST
+        found = segments(np.concatenate(arrays), tok)
+        assert "".join(put_back(part, tok)[0] for part in found) == text
 
 
 def test_the_draw_hangs_on_the_seed_and_the_document_alone(tmp_path, tok, real_files):
