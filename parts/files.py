@@ -10,6 +10,8 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 
 def write_whole(path: Path, write: Callable[[Path], object], keep: int = 1):
     """Call write(temporary path), flush that file to the disk, and move it to `path`.
@@ -106,9 +108,9 @@ class Lock:
         """Who has signed last, unless that process has ended: then another one has not signed."""
         self.file.seek(0)
         text = self.file.read(200).strip()
-        process, _, host = text.removeprefix("process ").partition(" on ")
-        ended = os.name == "posix" and host == platform.node() and not is_running(process)
-        return text if process.isdecimal() and not ended else "another process"
+        process, host = signature(text)
+        ended = host == platform.node() and not is_running(process)
+        return text if process and not ended else "another process"
 
     def release(self):
         with contextlib.suppress(OSError):  # Windows removes no open file
@@ -125,15 +127,30 @@ class Lock:
             return False
 
 
-def is_running(process: str) -> bool:
-    """Whether there is a process of this number on this machine. POSIX only."""
+def writer(folder: Path) -> str:
+    """Which process of this machine writes to a folder, as it has signed the lock there: process 12
+    on myhost. Empty if none does."""
     try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
+        with open(folder / "lock", encoding="utf-8", errors="replace") as file:
+            text = file.read(200).strip()
+    except OSError:
+        return ""
+    process, host = signature(text)
+    return text if host == platform.node() and is_running(process) else ""
+
+
+def signature(text: str) -> tuple[int, str]:
+    """The number of the process that has signed a lock, 0 if none has, and its machine."""
+    process, _, host = text.removeprefix("process ").partition(" on ")
+    return int(process) if process.isdecimal() else 0, host
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        return psutil.pid_exists(process)
+    except OverflowError:  # no system has such numbers
         return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 def lock(file) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -68,7 +69,8 @@ def test_two_runs_their_settings_losses_and_scores(trained, dataset, tmp_path, m
         assert colours == {to_hex(line.get_color())}
 
 
-def test_what_cannot_be_compared_is_said(trained, tmp_path, told):
+def test_what_cannot_be_compared_is_said(trained, tmp_path, told, monkeypatch):
+    monkeypatch.setattr(platform, "node", lambda: "here")
     a, b, alone = (shutil.copytree(trained, tmp_path / name) for name in ("a", "b", "alone"))
     # The same text in other tokens: bits per byte are comparable.
     tokenizer = json.loads((b / "tokenizer.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -381,6 +382,10 @@ def test_health_tells_a_training_that_goes_on_from_one_that_stands_still(trained
         os.utime(folder / name, (time.time() - 90,) * 2)
     assert health("--minutes=2")[0] == 0 and health("--minutes=1", ok=False)[0] == 1
     lock.release()
-    assert health("--minutes=1") == (0, "no training runs here\n")
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    for left in ("", f"{killed.pid} on {platform.node()}", f"{os.getpid()} on elsewhere"):
+        (folder / "lock").write_text(f"process {left}\n")
+        assert health("--minutes=1") == (0, "no training runs here\n")
     code, out = health("--url=http://127.0.0.1:9/health", ok=False)
     assert code == 1 and "refused" in out

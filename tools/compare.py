@@ -25,7 +25,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from model import NeoXConfig
 from parts import card, configurator, figures, memory, plots
-from parts.files import is_running, load_json, unused
+from parts.files import load_json, unused, writer
 from parts.runs import read_metrics
 from parts.tracking import finite_numbers
 
@@ -255,20 +255,12 @@ def remarks(runs: list[Run]) -> list[str]:
         if len(values) > 1:
             said.append(f"the evaluations had different {key}: {', '.join(values)}")
     for run in runs:
-        if process := writer(run):
+        if process := writer(run.folder):
             said.append(f"{run.name} is still training ({process})")
         step, last = (run.report.get("measured") or {}).get("step"), run.last("step")
         if step is not None and step != last:
             said.append(f"{run.name} was evaluated as it was at step {step:,}")
     return said
-
-
-def writer(run: Run) -> str:
-    """The process that trains this run now, as its lock says; empty if there is none."""
-    lock = run.folder / "lock"
-    text = lock.read_text(encoding="utf-8", errors="replace").strip() if lock.is_file() else ""
-    process = text.removeprefix("process ").partition(" on ")[0]
-    return text if process.isdecimal() and is_running(process) else ""
 
 
 # --- the picture ----------------------------------------------------------------------------------

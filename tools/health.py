@@ -15,28 +15,18 @@ from parts.start import run_script
 
 import json
 import os
-import platform
 import time
 import urllib.error
 import urllib.request
 
 from parts import configurator
-from parts.files import is_running
+from parts.files import writer
 
 
 class Settings:
     out = "out"  # the folder with the runs
     minutes = 30.0  # between signs of life: evaluations and saves may take long
     url = ""  # ask this address instead
-
-
-def running(folder: Path) -> bool:
-    """Whether a process of this machine trains into the folder."""
-    try:
-        process, _, host = (folder / "lock").read_text("utf-8").partition(" on ")
-    except (OSError, ValueError):
-        return False
-    return host.strip() == platform.node() and is_running(process.removeprefix("process "))
 
 
 def progress(folder: Path) -> tuple[float, str]:
@@ -67,7 +57,7 @@ def main():
             sys.exit(1)
         return
     folders = [lock.parent for lock in configurator.locate(cfg.out).rglob("lock")]
-    found = {folder: progress(folder) for folder in sorted(filter(running, folders))}
+    found = {folder: progress(folder) for folder in sorted(filter(writer, folders))}
     for folder, (seconds, said) in found.items():
         print(f"{folder.name}: {said}, {seconds:.0f} s ago")
     if not found:
