@@ -1,11 +1,8 @@
 """Which device, which dtype, and how fast the machine is."""
 
-from parts.start import say
-
 import contextlib
 import ctypes
 import functools
-import statistics
 import time
 
 import torch
@@ -95,44 +92,19 @@ def synchronize(device: str):
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """FLOP/s that this machine sustains in large matrix products: what MFU is a share of.
 
-    On a CPU the best of four products (0.1 s), and a line where the cores seem to be busy. On a GPU
-    the mean over a second: it slows down when it gets warm, and a T4 is held at 70 W. What this
-    allocates does not count as peak memory."""
+    On a CPU the best of four products (0.1 s). On a GPU the mean over a second: it slows down when
+    it gets warm, and a T4 is held at 70 W. What this allocates does not count as peak memory."""
     if device == "cuda":
         return sustained_peak(dtype)
-    n = 2048
+    n, times = 2048, []
     if device == "cpu":  # large enough; without native float16 a product of 2,048 takes a minute
         n = {torch.float32: 1024, torch.float16: 256}.get(dtype, n)
     a, b = torch.rand(2, n, n, device=device).to(dtype)
-
-    def measure(count: int) -> list[float]:
-        times = []
-        for _ in range(count):
-            start = time.perf_counter()
-            (a @ b)[0, 0].item()  # reading a value waits for the device
-            times.append(time.perf_counter() - start)
-        return times
-
-    times, threads = measure(4), torch.get_num_threads()
-    if device == "cpu" and threads > 1:
-        torch.set_num_threads(1)
-        alone = measure(2)
-        torch.set_num_threads(threads)
-        warn_of_busy_cores(2 * n**3, times[1:], alone)
+    for _ in range(4):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # reading a value waits for the device
+        times.append(time.perf_counter() - start)
     return 2 * n**3 / min(times)
-
-
-def warn_of_busy_cores(flops: int, together: list[float], alone: list[float]):
-    """Say so if all threads together are hardly faster than one: seconds of products of so many
-    FLOPs. In a training they wait for each other at every operation: under load two took seven
-    times as long as one."""
-    rates = [flops / statistics.mean(times) / 1e12 for times in (together, alone)]
-    if rates[0] < 1.1 * rates[1]:
-        threads = torch.get_num_threads()
-        say(
-            f"{threads} threads reach {rates[0]:.2f} TFLOP/s, one alone {rates[1]:.2f}: other "
-            "programs use these cores, or they are parts of one; try --threads=1"
-        )
 
 
 def sustained_peak(dtype: torch.dtype, n: int = 8192) -> float:

@@ -2,10 +2,10 @@
 a second, an evaluation five."""
 
 import json
-import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import TINY, in_process
 
 import train
@@ -21,8 +21,9 @@ class World:
 
     def __init__(self, monkeypatch):
         self.now = 100.0
-        fake = SimpleNamespace(perf_counter=lambda: self.now, process_time=time.process_time)
-        monkeypatch.setattr(clock, "time", fake)
+        self.cores = 2.0  # that the process gets
+        times = dict(perf_counter=lambda: self.now, process_time=lambda: self.cores * self.now)
+        monkeypatch.setattr(clock, "time", SimpleNamespace(**times))
         monkeypatch.setattr(device, "matmul_peak", lambda *_: 1e12)
         monkeypatch.setattr(plots, "losses", lambda *_: None)
         for owner, name, seconds in (
@@ -118,8 +119,10 @@ def test_a_gpus_configuration_on_a_cpu(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_busy_cores_are_said(capsys):
-    device.warn_of_busy_cores(10**12, [0.5, 0.52], [1.0, 1.0])
-    assert capsys.readouterr().err == ""
-    device.warn_of_busy_cores(10**12, [2.5, 1.5], [1.0, 1.0])
-    assert "0.50 TFLOP/s, one alone 1.00" in capsys.readouterr().err
+def test_busy_cores_are_said(world, dataset, tmp_path, capsys):
+    how = [f"--dataset={dataset}", *TINY, "--max_iters=10", "--eval_interval=0"]
+    threads = torch.get_num_threads()
+    for world.cores, said in (2.0, 0), (1.3, 0), (1.0, 1):
+        world.train(tmp_path / str(world.cores), *how, "--threads=2")
+        assert capsys.readouterr().out.count("2 threads got the time of 1.0 cores") == said
+    torch.set_num_threads(threads)
