@@ -189,9 +189,8 @@ def command(*settings: str) -> str:
     """The command that started this script, with other settings."""
     changed = [setting.partition("=")[0] for setting in settings]
     kept = [arg for arg in sys.argv if arg.partition("=")[0] not in changed]
-    return (
-        f"{'torchrun ...' if 'RANK' in os.environ else 'python'} {shlex.join([*kept, *settings])}"
-    )
+    launcher = "torchrun ..." if "RANK" in os.environ else "python"
+    return f"{launcher} {shlex.join([*kept, *settings])}"
 
 
 def how_to_go_on(cfg, step: int) -> str:
@@ -363,9 +362,7 @@ def main():
     if lack == LACKING:
         configurator.die(f"step {step} is saved, but {dataset.trouble}")
     if not step:
-        print(
-            "the time was over before the first step; give more --max_minutes, or do not --compile"
-        )
+        print("the time was over before the first step; raise --max_minutes, or do not --compile")
     elif finished:
         print(f"nothing was left to do; to train longer: {how_to_go_on(cfg, step)}")
     else:

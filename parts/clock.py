@@ -119,12 +119,12 @@ class Clock:
             return
         self.announced, left = True, self.forecast(step)
         if left < self.left() + self.end():
-            many = counted(self.cfg.max_iters - step, "step")
-            times = counted(self.evaluations(step), "evaluation")
+            many = configurator.counted(self.cfg.max_iters - step, "step")
+            times = configurator.counted(self.evaluations(step), "evaluation")
             tqdm.write(f"at this speed: about {about(left)} more, for {many} and {times}")
         else:
             a_step = self.a_step() + (self.end() - FINISH) / (self.cfg.eval_interval or math.inf)
-            many = counted(round(self.left() / a_step), "more step")
+            many = configurator.counted(round(self.left() / a_step), "more step")
             tqdm.write(f"at this speed: about {many} in the {about(left)} that are left")
         self.warn_of_busy_cores()
 
@@ -157,10 +157,6 @@ def new_bar(hidden: bool) -> tqdm:
     look = "{percentage:3.0f}%|{bar}| {desc}"
     hidden = True if hidden else None
     return tqdm(total=1.0, bar_format=look, miniters=0, dynamic_ncols=True, disable=hidden)
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def about(seconds: float) -> str:

@@ -101,6 +101,12 @@ def dataset_folder(name: str) -> Path:
     return Path(os.path.abspath(name)) if there and not os.path.exists(inside) else inside
 
 
+def counted(count: int, name: str) -> str:
+    """A number of things: 1 document, 34 e-mail addresses."""
+    plural = "es" if name.endswith("s") else "s"
+    return f"{count:,} {name}{plural * (count != 1)}"
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one short line: libraries may fill a page."""
     return next((line for line in str(error).splitlines() if line.strip()), "no reason given")[:200]

@@ -306,11 +306,9 @@ class WandB:
         return self.run.url or ""  # none where WANDB_MODE=disabled
 
     def place(self) -> str:
-        if not self.see():
+        if not (see := self.see()):
             return "not in wandb, since WANDB_MODE=disabled"
-        return (
-            f"{'ready for wandb, not sent yet' if self.run.offline else 'in wandb'}: {self.see()}"
-        )
+        return f"{'ready for wandb, not sent yet' if self.run.offline else 'in wandb'}: {see}"
 
     def close(self, how: str, ended: float):
         # W&B's own start and runtime are those of the process that sends, whatever it is told.

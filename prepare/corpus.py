@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from parts import infill
 from parts import tokenizer as tokenization
-from parts.configurator import ROOT, die, locate, mistakes, require
+from parts.configurator import ROOT, counted, die, locate, mistakes, require
 from parts.files import read_json, sync_folder, unused, write_json
 from parts.tokenizer import ENDOFTEXT, Tokenizer
 from prepare import next_step, share
@@ -449,12 +449,6 @@ def print_cleaning(meta: dict):
             print(f"{rule:<36}{count['documents']:>10,}{count['bytes'] / 1e6:>10.1f}")
     masked = ", ".join(counted(count, name) for name, count in meta["masked"].items())
     print(f"masked: {masked or 'nothing'}")
-
-
-def counted(count: int, name: str) -> str:
-    """A number of things: 1 e-mail address, 34 e-mail addresses."""
-    plural = "es" if name.endswith("s") else "s"
-    return f"{count:,} {name}{plural * (count != 1)}"
 
 
 # --- the whole way --------------------------------------------------------------------------------

@@ -84,15 +84,8 @@ def local_documents(
         if left > 0:
             names.append(name)
             left -= files[name][1]
-    passed_over = ""
-    if skipped and cfg.path:  # of the folders that a script chooses by itself, it is meant
-        count, kinds = sum(skipped.values()), sorted({folder.name for folder in skipped})
-        more = f" and {len(kinds) - 5} more folders" if len(kinds) > 5 else ""
-        largest = shlex.quote(str(max(skipped, key=skipped.get)))
-        passed_over = (
-            f"skipped: {count:,} *{suffix} file{'s' * (count > 1)} in {', '.join(kinds[:5])}{more};"
-            f" to read those of one, name it: --path={largest}"
-        )
+    # In the folders that a script chooses by itself, it is meant.
+    passed_over = what_is_in(skipped, suffix) if cfg.path else ""
     if not names:
         places = ", ".join(map(str, folders))
         die(
@@ -117,14 +110,14 @@ def local_documents(
 
 def find_files(
     folders: list[str | Path], suffix: str
-) -> tuple[dict[str, tuple[Path, int]], dict[Path, int]]:
-    """Path relative to its folder -> (path, bytes that will be read), and of each folder that is
-    skipped how many such files it has. If two folders hold the same relative path, the first folder
-    wins. Named pipes, devices and sockets are no files. ValueError if none of them is there.
+) -> tuple[dict[str, tuple[Path, int]], list[Path]]:
+    """Path relative to its folder -> (path, bytes that will be read), and the folders that are
+    skipped. If two folders hold the same relative path, the first folder wins. Named pipes, devices
+    and sockets are no files. ValueError if none of the folders is there.
 
     A folder that is named here is read whatever it is called; what `is_source` leaves out is below
     it."""
-    files, skipped = {}, {}
+    files, skipped = {}, []
     folders = [Path(os.path.expanduser(folder)) for folder in folders]
     if not any(folder.is_dir() for folder in folders):
         raise ValueError(f"{folders[0]} is no folder; --path takes one of *{suffix} files")
@@ -134,10 +127,8 @@ def find_files(
             for name in list(below):
                 if not is_source(path := Path(here, name)):
                     below.remove(name)
-                    inside = (file for _, _, found in os.walk(path) for file in found)
-                    count = sum(file.endswith(suffix) for file in inside)
-                    if count and os.path.realpath(path) not in named and not path.is_symlink():
-                        skipped[path] = count
+                    if os.path.realpath(path) not in named and not path.is_symlink():
+                        skipped.append(path)
             for path in (Path(here, name) for name in names if name.endswith(suffix)):
                 try:
                     info = path.stat()
@@ -147,6 +138,25 @@ def find_files(
                     name = path.relative_to(folder).as_posix()
                     files.setdefault(name, (path, min(info.st_size, TOO_LARGE)))
     return files, skipped
+
+
+def what_is_in(skipped: list[Path], suffix: str) -> str:
+    """A line about the files in these folders and below, and how to read them; empty if there are
+    none."""
+    counts = {}
+    for folder in skipped:
+        inside = (file for _, _, files in os.walk(folder) for file in files)
+        if count := sum(file.endswith(suffix) for file in inside):
+            counts[folder] = count
+    if not counts:
+        return ""
+    total, names = sum(counts.values()), sorted({folder.name for folder in counts})
+    more = f" and {len(names) - 5} more folders" if len(names) > 5 else ""
+    largest = shlex.quote(str(max(counts, key=counts.get)))
+    return (
+        f"skipped: {total:,} *{suffix} file{'s' * (total > 1)} in {', '.join(names[:5])}{more}; "
+        f"to read those of one, name it: --path={largest}"
+    )
 
 
 def is_source(folder: Path) -> bool:
