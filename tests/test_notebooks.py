@@ -75,6 +75,17 @@ def test_kept_outputs_are_whole_and_private(file):
     assert not any(out["output_type"] == "error" for cell in cells for out in cell["outputs"])
 
 
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_what_the_text_tells_the_reader_to_run_uses_names_that_cells_define(file):
+    text = {"markdown": "", "code": ""}
+    for cell in nbformat.read(file, as_version=4).cells:
+        text[cell.cell_type] += cell.source + "\n"
+    said = re.findall(r"\{([A-Z]\w*)|notebook\.\w+\((\w+)[(,)]", text["markdown"])
+    names = set(filter(None, sum(said, ())))
+    defined = set(re.findall(r"^(?:def )?(\w+(?:, \w+)*)(?= [-+]?=|\()", text["code"], re.M))
+    assert names and names <= {name for names in defined for name in names.split(", ")}
+
+
 def test_a_training_goes_on_or_begins_anew_as_its_settings_say(dataset, tmp_path, capsys):
     run = f"--dataset={dataset} --out_dir={tmp_path / 'run'} {' '.join(TINY)} --eval_interval=0"
     first = notebook.train(f"{run} --max_iters=4")
