@@ -33,7 +33,8 @@ trap tidy EXIT
 run --rm nanoneox python prepare/python.py --max_mb=3 --vocab_size=512 --fim_rate=0
 
 train -d --name="$name" 100000
-wait_for 120 "$engine" exec "$name" test -e out/run/ckpt.pt
+killed=50  # the first saved step after the beginning
+wait_for 120 went_on
 "$engine" exec "$name" python tools/health.py | grep "^run: step"
 "$engine" kill --signal=KILL "$name" >/dev/null
 "$engine" wait "$name" >/dev/null 2>&1 || true
@@ -43,6 +44,7 @@ echo "killed after step $killed"
 
 train -d --name="$name" 100000
 wait_for 120 went_on
+"$engine" logs "$name" 2>&1 | grep "going on from step [1-9]"
 "$engine" stop --time=60 "$name" >/dev/null
 "$engine" logs "$name" 2>&1 | grep "stopped at step"
 "$engine" rm -f "$name" >/dev/null
