@@ -228,16 +228,14 @@ def orthogonalize(matrices, steps=5):
     dtype = torch.promote_types(matrices.dtype, torch.float32)
     if dtype == torch.float32 and device.has_bfloat16(matrices.device.type):
         dtype = torch.bfloat16
-    tall = matrices.size(1) > matrices.size(2)
-    x = matrices.mT if tall else matrices
-    x = x / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
-    x = x.to(dtype, memory_format=torch.contiguous_format)
+    tall = matrices.size(1) > matrices.size(2)  # not transposed: a copy takes as long as a product
+    x = (matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)).to(dtype)
     for _ in range(steps):
-        gram = x @ x.mT
+        gram = x.mT @ x if tall else x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
-        x = polynomial @ x
-    return x.mT if tall else x
+        x = x @ polynomial if tall else polynomial @ x
+    return x
 
 
 def muon(model, cfg):
