@@ -46,6 +46,7 @@ from parts.configurator import ROOT, counted, die, locate, mistakes, require
 from parts.files import read_json, sync_folder, unused, write_json
 from parts.tokenizer import ENDOFTEXT, Tokenizer
 from prepare import next_step, share
+from prepare.choose import choose, is_test
 from prepare.clean import (
     EXAMPLE,
     RULES,
@@ -101,6 +102,9 @@ class Settings(Text):
 
     path = ""  # a folder of your own code instead
     file = ""  # *.jsonl, *.jsonl.gz or *.parquet files instead; commas and globs
+    max_share = 0.0  # largest share of the train split from one repository or package; 0: any
+    max_kb = 0.0  # largest document of the train split, in KB; 0: any size
+    tests = True  # whether the train split has tests
     val_fraction = 0.05  # share of the bytes held out for val, in whole repositories or packages
     part = ""  # clean this share only, such as 3/16; prepare/join.py makes a data set of all
 
@@ -447,6 +451,11 @@ def print_cleaning(meta: dict):
     for rule, count in meta["cleaning"].items():
         if count["documents"]:
             print(f"{rule:<36}{count['documents']:>10,}{count['bytes'] / 1e6:>10.1f}")
+    for reason, count in meta.get("left out of train", {}).items():
+        print(
+            f"left out of train: {reason}: {counted(count['documents'], 'document')}, "
+            f"{count['bytes'] / 1e6:.1f} MB"
+        )
     masked = ", ".join(counted(count, name) for name, count in meta["masked"].items())
     print(f"masked: {masked or 'nothing'}")
 
@@ -496,7 +505,7 @@ def build(
 def check_settings(cfg) -> Tokenizer | None:
     """The tokenizer that the settings name; None if one is trained. Ends the script where they make
     no sense."""
-    most = {"fim_rate": 1, "val_fraction": 0.5}
+    most = {"fim_rate": 1, "val_fraction": 0.5, "max_share": 1}
     require(cfg, ["val_fraction"], most, pattern=sorted(tokenization.PATTERNS))
     if cfg.tokenizer == "bpe" and not 512 <= cfg.vocab_size <= 65536:
         die(f"vocab_size must be from 512 to 65536 (token ids have 16 bits), not {cfg.vocab_size}")
@@ -522,6 +531,10 @@ def assemble(
         check_disk(folder, size)
         spool, report = fill_spool(folder / "spool", judged)
         is_val, split_by = hold_out(spool, cfg.val_fraction, about["unit"])
+        chosen, report["left out of train"] = choose(spool, is_val, cfg)
+        if not (chosen & ~is_val).any():
+            die("max_share, max_kb and tests leave nothing to train on; raise them")
+        spool, is_val = spool.of(chosen), is_val[chosen]
         tok = given or train_tokenizer(folder, spool, is_val, cfg)
         with mistakes():
             tok.save(folder)
@@ -580,10 +593,12 @@ class Spool(NamedTuple):
     groups: np.ndarray  # the hash of its group
     texts: np.ndarray  # the hash of its text
     lengths: np.ndarray  # in bytes
+    offsets: np.ndarray  # where in the file it begins
+    tests: np.ndarray  # bool: whether it is a test
 
-    def offsets(self) -> np.ndarray:
-        """Where in the file each document begins."""
-        return np.cumsum(self.lengths) - self.lengths
+    def of(self, chosen: np.ndarray) -> "Spool":
+        """Some of them (bool), in the same file."""
+        return Spool(self.path, *(values[chosen] for values in self[1:]))
 
 
 def read_spool(path: Path, places: Iterable[tuple[int, int]]) -> Iterator[str]:
@@ -609,7 +624,7 @@ def examine_all(
 def fill_spool(path: Path, documents: Iterable[Judged]) -> tuple[Spool, dict]:
     """Drop duplicates, and write what the cleaning leaves to the spool file. Returns the spool and
     a report for meta.json."""
-    groups, texts, lengths = array("Q"), array("Q"), array("Q")
+    groups, texts, lengths, tests = array("Q"), array("Q"), array("Q"), array("B")
     tally, table = Tally(), np.zeros(2**25, np.uint32)
     with open(path, "wb") as file:
         for _, group, licences, language, examined in documents:
@@ -622,7 +637,10 @@ def fill_spool(path: Path, documents: Iterable[Judged]) -> tuple[Spool, dict]:
             groups.append(group)
             texts.append(int(examined.keys[0]))
             lengths.append(len(examined.text))
-    spool = Spool(path, *(np.array(a, np.uint64) for a in (groups, texts, lengths)))
+            tests.append(is_test(examined.name))
+    groups, texts, lengths = (np.array(a, np.uint64) for a in (groups, texts, lengths))
+    offsets = np.cumsum(lengths) - lengths
+    spool = Spool(path, groups, texts, lengths, offsets, np.array(tests, bool))
     return spool, tally.report()
 
 
@@ -739,7 +757,7 @@ def train_tokenizer(folder: Path, spool: Spool, is_val: np.ndarray, cfg) -> Toke
     ranked = ranked[order[ranked] > 0]
     enough = np.searchsorted(np.cumsum(spool.lengths[ranked]), SAMPLE) + 1
     chosen = np.sort(ranked[:enough])
-    offsets, lengths = spool.offsets()[chosen], spool.lengths[chosen]
+    offsets, lengths = spool.offsets[chosen], spool.lengths[chosen]
     size = f"{lengths.sum() / 1e6:.1f} MB"
     print(f"training a BPE of {cfg.vocab_size:,} tokens on {size} ...", file=sys.stderr)
     places = list(zip(offsets.tolist(), lengths.tolist()))
@@ -755,7 +773,7 @@ def train_and_save(folder: Path, path: Path, vocab_size: int, pattern: str, plac
 
 def encode_spool(folder: Path, spool: Spool, is_val: np.ndarray, cfg) -> Iterator[Encoded]:
     """All of train, then all of val, in the order of the spool."""
-    offsets, lengths = spool.offsets(), spool.lengths
+    offsets, lengths = spool.offsets, spool.lengths
     jobs = []
     for name, rows in (("train", np.flatnonzero(~is_val)), ("val", np.flatnonzero(is_val))):
         cuts = np.flatnonzero(np.diff(np.cumsum(lengths[rows]) // BATCH)) + 1

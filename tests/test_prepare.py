@@ -31,6 +31,7 @@ from prepare import clean, corpus, sources
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 SMALL = ("--vocab_size=600", "--val_fraction=0.2", "--fim_rate=0")
+TESTS = ("test_a.py", "a_test.py", "tests/a.py", "testing/b.py")
 LICENSED = {"max_stars_repo_licenses": ["MIT"], "max_stars_count": 50}
 
 
@@ -349,6 +350,34 @@ def test_no_repository_is_in_both_splits_and_a_huge_one_does_not_starve_val(tmp_
     split = {name: {owner[text.strip()] for text in texts} for name, texts in found.items()}
     assert not split["train"] & split["val"] and len(split["val"]) > 1
     assert 0.03 < len(found["val"]) / len(rows) < 0.07
+
+
+def test_what_is_trained_on_is_chosen_and_the_held_out_split_stays(tmp_path):
+    files = library("email", "json", "logging", "asyncio", "http", "xml/dom", "wsgiref", "urllib")
+    files |= {f"mine/step_{n}.py": code("", n)["content"] for n in range(30)}
+    files |= {f"asyncio/{name}": code("", 100 + n)["content"] for n, name in enumerate(TESTS)}
+    source = write(tmp_path / "source", files)
+    sets = {}
+    for name, how in {"all": (), "some": ("--max_share=0.1", "--max_kb=20", "--tests=0")}.items():
+        said = run(
+            "prepare/python.py", f"--path={source}", f"--out={tmp_path / name}", *SMALL, *how
+        )
+        sets[name] = documents(tmp_path / name)
+    assert sets["some"]["val"] == sets["all"]["val"]
+    before, after = (sets[name]["train"] for name in sets)
+    assert set(after) < set(before) and len(after) < len(before)
+    assert max(map(len, after)) <= 20_000 < max(map(len, before))
+    tests = {files[f"asyncio/{name}"].strip("\n") + "\n" for name in TESTS}
+    assert not tests & set(after) and tests & set(before + sets["all"]["val"])
+    texts = {text.strip("\n") + "\n": name.split("/")[0] for name, text in files.items()}
+    sizes = dict.fromkeys(texts.values(), 0)
+    for text in after:
+        if text in texts:  # the others hold an address, which is masked
+            sizes[texts[text]] += len(text.encode())
+    left_out = json.loads((tmp_path / "some/meta.json").read_text())["left out of train"]
+    capped = [count for reason, count in left_out.items() if "repository" in reason]
+    assert max(sizes.values()) <= 0.1 * (sum(sizes.values()) + capped[0]["bytes"])
+    assert "left out of train: tests: " in said.stdout
 
 
 def test_the_same_input_gives_the_same_bytes_and_max_mb_takes_a_part(tmp_path):
