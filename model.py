@@ -15,6 +15,9 @@ Three switches make other families of the same block (parts/hf.py loads and save
 - Phi (Gunasekar et al. 2023, https://arxiv.org/abs/2306.11644): `shared_norm`, one LayerNorm that
   attention and MLP both read, and `head_bias`
 
+And one that no other family has, for small models: `n_mix`, which mixes each position with the
+ones just before it (Mix). A model learns as much with half the tokens.
+
 Everything here is the plain form: change it. The faster forms of the same sums (parts/fast.py for
 training, parts/generate.py for sampling) check themselves against this file when they are switched
 on, and step aside where they differ.
@@ -48,6 +51,7 @@ class NeoXConfig:
     shared_norm: bool = False  # attention and MLP read the same LayerNorm (Phi)
     tie_embeddings: bool = False
     head_bias: bool = False  # of the output head (Phi)
+    n_mix: int = 0  # how many positions just before each one are mixed into it; 0: GPT-NeoX
     dropout: float = 0.0
     activation: str = "gelu"  # a name in ACTIVATIONS
     norm_eps: float = 1e-5
@@ -70,6 +74,11 @@ class NeoXConfig:
             )
         if self.shared_norm and not self.parallel_residual:
             raise ValueError("shared_norm needs parallel_residual: there is one LayerNorm a block")
+        if not 0 <= self.n_mix <= 64 or self.n_mix and not self.shared_norm:
+            raise ValueError(
+                f"n_mix={self.n_mix} must be from 0 to 64, and needs shared_norm: attention and "
+                "MLP both read what is mixed"
+            )
         if not 1 <= self.rotary_base <= 1e30:
             raise ValueError(f"rotary_base={self.rotary_base} must be from 1 to 1e30")
         if not 0 <= self.dropout < 1:
@@ -112,6 +121,29 @@ def rotate(x, cos, sin):
     first, second = turned.chunk(2, dim=-1)
     turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
     return torch.cat((turned.type_as(x), passed), dim=-1)
+
+
+class Mix(nn.Module):
+    """Adds to each position the n_mix ones just before it, channel by channel: y_t = x_t +
+    w_1 x_(t-1) + w_2 x_(t-2) ..., where every w starts at zero.
+
+    A causal depthwise convolution, as in So et al. 2021 (https://arxiv.org/abs/2109.08668, section
+    3) and in the "Canon layers" of Allen-Zhu 2025 (https://arxiv.org/abs/2512.17351)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.n_mix, config.n_embd))
+
+    def forward(self, x, mask=None):
+        """x (B, T, C) to (B, T, C). mask: as in Attention; what a position may not look at is not
+        mixed into it."""
+        y, T = x, x.size(1)
+        for back, weight in enumerate(self.weight[: T - 1], 1):
+            before = x[:, :-back] * weight.to(x.dtype)
+            if mask is not None:
+                before = before * mask[:, 0].diagonal(-back, 1, 2).unsqueeze(2)
+            y = y + F.pad(before, (0, 0, back, 0))
+        return y
 
 
 class Attention(nn.Module):
@@ -171,12 +203,15 @@ class Block(nn.Module):
         self.input_layernorm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
         if not self.shared_norm:
             self.post_attention_layernorm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+        self.mix = Mix(config) if config.n_mix else None
         self.attention = Attention(config)
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x, cos, sin, mask=None):
         normed = self.input_layernorm(x)
+        if self.mix is not None:
+            normed = self.mix(normed, mask)
         attended = self.drop(self.attention(normed, cos, sin, mask))
         if not self.parallel_residual:
             x = x + attended
@@ -207,6 +242,8 @@ class NeoX(nn.Module):
         )
         if config.learned_positions:
             self.gpt_neox.embed_pos = nn.Embedding(config.block_size, config.n_embd)
+        if config.n_mix:
+            self.gpt_neox.mix = Mix(config)
         self.drop = nn.Dropout(config.dropout)
         self.embed_out = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
@@ -248,6 +285,8 @@ class NeoX(nn.Module):
         if self.config.learned_positions:
             place = torch.arange(T, device=idx.device) if mask is None else mask[:, 0].sum(-1) - 1
             x = x + self.gpt_neox.embed_pos(place)
+        if self.config.n_mix:
+            x = self.gpt_neox.mix(x, mask)
         x = self.drop(x)
         for layer in self.gpt_neox.layers:
             if self.checkpoint_activations and x.requires_grad:

@@ -65,6 +65,7 @@ class Settings:
     shared_norm = False  # one LayerNorm for attention and MLP (Phi)
     tie_embeddings = False  # share the input table with the output head
     head_bias = False  # a bias on the output head (Phi)
+    n_mix = 0  # positions just before each one that are mixed into it (with shared_norm)
     activation = "gelu"  # gelu, gelu_fast, gelu_new; or swiglu, with which nothing is exported
     # Training
     batch_size = 16  # sequences in one forward pass

@@ -287,8 +287,8 @@ class Engine:
         row.cached = known.get(slot, 0)
         best = max(known, key=known.get, default=slot)
         if self.decoder and known.get(best, 0) >= row.cached + SHARED:
-            row.cached, cache = known[best], self.decoder.cache[..., : known[best], :]
-            cache[:, :, slot.number] = cache[:, :, best.number]
+            row.cached = known[best]
+            self.decoder.copy(best.number, slot.number, row.cached)
         row.slot, slot.row = slot, row
         row.job.reused += row.cached
         self.counts["reused"] += row.cached

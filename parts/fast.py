@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import model as plain_model
-from model import Attention, NeoX, token_losses
+from model import Attention, Mix, NeoX, token_losses
 from parts import distributed
 from parts.configurator import say
 
@@ -87,6 +87,40 @@ class FastAttention(Attention):
             return super().forward(x, cos, sin, mask)
         heads = self.query_key_value(x).view(B, T, self.n_head, -1)
         return self.dense(CausalAttention.apply(heads, cos, sin))
+
+
+class MixPositions(torch.autograd.Function):
+    """Mix and its gradients, for a CPU: x (B, T, C), weight (n_mix, C) to (B, T, C). It adds in
+    place, where torch's operators make three tensors for each position back."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        y, ctx.dtype = x.clone(), weight.dtype
+        weight = weight.to(x.dtype)
+        for back, w in enumerate(weight[: x.size(1) - 1], 1):
+            y[:, back:].addcmul_(x[:, :-back], w)
+        ctx.save_for_backward(x, weight)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        dx, dw = grad.clone(), torch.zeros(weight.shape, dtype=ctx.dtype)
+        for back, w in enumerate(weight[: x.size(1) - 1], 1):
+            dx[:, :-back].addcmul_(grad[:, back:], w)
+            dw[back - 1] = (grad[:, back:] * x[:, :-back]).sum((0, 1), dtype=ctx.dtype)
+        return dx, dw
+
+
+class FastMix(Mix):
+    stream = False  # whether it mixes the residual stream itself, which stays in float32
+
+    def forward(self, x, mask=None):
+        if mask is not None:
+            return super().forward(x, mask)
+        if torch.is_autocast_enabled("cpu") and not self.stream:  # as both that read it would
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        return MixPositions.apply(x, self.weight)
 
 
 # Logits held at a time: on a CPU what its caches like (32 MiB in bfloat16), on a GPU enough rows to
@@ -170,14 +204,16 @@ class FastNeoX(NeoX):
 # `python -m pytest tests/test_fast.py` prints the new one after a change that the form follows too.
 REPLACED = {
     "attention": ["rotate", "Attention"],
+    "mix": ["Mix"],
     "loss": ["token_losses", "NeoX.logits", "NeoX.loss"],
-    "network": ["rotate", "Attention", "MLP", "Block"]
+    "network": ["rotate", "Mix", "Attention", "MLP", "Block"]
     + ["NeoX.__init__", "NeoX.hidden", "NeoX.logits", "NeoX.forward"],
 }
 WRITTEN_FOR = {
     "attention": "de57ded80347",
+    "mix": "a5064d950243",
     "loss": "9575211bf03e",
-    "network": "6afc8a5ad073",
+    "network": "6f47d3634977",
 }
 LAYOUT = {tokenize.INDENT: ">", tokenize.DEDENT: "<", tokenize.NEWLINE: ";", tokenize.ENDMARKER: ""}
 
@@ -216,7 +252,11 @@ def hash_of(code: tuple) -> str:
     return hashlib.sha256("".join(pieces).encode()).hexdigest()[:12]
 
 
-FORMS = {"attention": (Attention, FastAttention), "loss": (NeoX, FastNeoX)}
+FORMS = {
+    "attention": (Attention, FastAttention),
+    "mix": (Mix, FastMix),
+    "loss": (NeoX, FastNeoX),
+}
 
 
 def use_fast_forms(model: NeoX, device: str):
@@ -224,9 +264,9 @@ def use_fast_forms(model: NeoX, device: str):
 
     They are tried on a `twin` of the model: loss and all gradients, in float64. One that differs,
     or whose plain form was edited, stays off, with a line that says so."""
-    names = list(FORMS)
-    if device != "cpu" or model.config.dropout:
-        names.remove("attention")  # it is for CPUs, and knows no dropout
+    names = ["loss"]
+    if device == "cpu":  # on a GPU torch has its own attention, and torch.compile joins the rest
+        names += ["attention"] * (not model.config.dropout) + ["mix"] * (model.config.n_mix > 0)
     suitable, reason = names, ""
     try:
         trial = twin(model)
@@ -267,6 +307,8 @@ def switch(model: NeoX, names: list[str]):
     fast = dict(FORMS[name] for name in names)
     for module in model.modules():
         module.__class__ = fast.get(type(module), type(module))
+    if isinstance(mix := getattr(model.gpt_neox, "mix", None), FastMix):
+        mix.stream = True
 
 
 def twin(model: NeoX) -> NeoX:

@@ -291,6 +291,7 @@ class Stage(NamedTuple):
 
     attention: bool  # what it holds
     mlp: bool
+    mix: tuple | None  # the LayerNorm's scale and shift, and the weight of its `Mix`, if it has one
     weight_in: torch.Tensor  # (3 C and n_read, C), the LayerNorm's scale multiplied in
     bias_in: torch.Tensor
     weight_out: torch.Tensor  # (C, C and n_inner)
@@ -315,7 +316,8 @@ class Decoder:
 
     The scale and shift of a LayerNorm are folded into the projection that reads it. The two
     LayerNorms of a parallel block then give the same tensor, so that its two projections in become
-    one, and its two projections out as well: one stage. Other blocks are two stages."""
+    one, and its two projections out as well: one stage. Other blocks are two stages. Where what a
+    LayerNorm gives is mixed, it is not folded."""
 
     def __init__(self, model: NeoX, B: int, threads: int = 0):
         """B: rows of the cache. threads: above 0, `read` may use parts/kernel.py with so many."""
@@ -331,6 +333,9 @@ class Decoder:
         wide = torch.float32 if table.device.type == "cpu" else table.dtype
         shape = (c.n_layer, 2, B, c.n_head, c.block_size, c.head_dim)
         self.cache = table.new_zeros(shape, dtype=torch.promote_types(wide, table.dtype))
+        # What was mixed at each place, (B, S, C): embeddings, then the LayerNorms' output.
+        mixes = 1 + c.n_layer if c.n_mix else 0
+        self.mixed = table.new_zeros(mixes, B, c.block_size, c.n_embd)
         self.few = self.heads = None
         if threads and table.device.type == "cpu":
             self.few, self.heads = self.kernels(threads)
@@ -395,12 +400,22 @@ class Decoder:
         mlp = norm, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h
         together = [[attention, mlp]] if layer.parallel_residual else [[attention], [mlp]]
         for parts in together:
-            weight = torch.cat([reads.weight * norm.weight for norm, reads, _ in parts])
-            bias = torch.cat([reads.bias + reads.weight @ norm.bias for norm, reads, _ in parts])
+            if layer.mix is None:
+                mix, reads = None, [fold(norm, reads) for norm, reads, _ in parts]
+            else:
+                mix = norm.weight, norm.bias, layer.mix.weight
+                reads = [(reads.weight, reads.bias) for _, reads, _ in parts]
+            weight, bias = map(torch.cat, zip(*reads))
             weight_out = torch.cat([writes.weight for _, _, writes in parts], dim=1)
             bias_out = sum(writes.bias for _, _, writes in parts)
             has = attention in parts, mlp in parts
-            yield Stage(*has, self.relaid(weight), bias, weight_out, bias_out)
+            yield Stage(*has, mix, self.relaid(weight), bias, weight_out, bias_out)
+
+    def copy(self, source: int, target: int, count: int):
+        """Put what one row holds of its first `count` places into another."""
+        cache, mixed = self.cache[..., :count, :], self.mixed[:, :, :count]
+        cache[:, :, target] = cache[:, :, source]
+        mixed[:, target] = mixed[:, source]
 
     def __call__(self, idx, start, mask=None):
         """idx (B, T), at positions start .. start + T - 1, to the logits (B, V) after the last.
@@ -420,9 +435,12 @@ class Decoder:
             y = F.scaled_dot_product_attention(qkv[0], k, v, mask, is_causal=causal)
             return y.transpose(1, 2)
 
-        place = torch.arange(start, stop, device=idx.device)  # as NeoX.hidden counts positions
-        place = place.expand(B, T) if mask is None else mask[:, 0].sum(-1) - 1
-        x = self.hidden(idx.flatten(), place.flatten(), attend)
+        column = torch.arange(start, stop, device=idx.device).expand(B, T)
+        # As NeoX.hidden counts positions.
+        place = (column if mask is None else mask[:, 0].sum(-1) - 1).flatten()
+        row = torch.arange(B, device=idx.device).repeat_interleave(T)
+        mixes = self.mixes(row, column.flatten(), place)
+        x = self.hidden(idx.flatten(), place, attend, mixes)
         return self.logits(x.view(B, T, -1)[:, -1])
 
     def read(self, pieces: list[Piece]):
@@ -445,8 +463,11 @@ class Decoder:
         place = [p for _, start, ids in pieces for p in range(start, start + len(ids))]
         place = torch.tensor(place, device=device)
         idx = torch.tensor([i for piece in pieces for i in piece.ids], device=device)
+        sizes = torch.tensor([len(piece.ids) for piece in pieces], device=device)
+        row = torch.tensor([piece.row for piece in pieces], device=device).repeat_interleave(sizes)
+        mixes = self.mixes(row, place, place)
         if self.heads and all(len(piece.ids) <= SHORT for piece in pieces):
-            return self.hidden(idx, place, self.heads.attend(pieces, place))
+            return self.hidden(idx, place, self.heads.attend(pieces, place), mixes)
         rotation = self.model.cos[place], self.sin[place]
         ways, end = [], 0
         short = [len(pieces) > 1 and len(piece.ids) <= SHORT for piece in pieces]
@@ -467,7 +488,24 @@ class Decoder:
                 way(layer, *qkv, y)
             return y
 
-        return self.hidden(idx, place, attend)
+        return self.hidden(idx, place, attend, mixes)
+
+    def mixes(self, row, column, place):
+        """What mixes, called for the embeddings and then for one layer after the other: a function
+        of x (N, C) and the weight (n_mix, C) of a `Mix` that returns (N, C), and keeps x. row and
+        column (N): where in self.mixed; place (N): how many tokens of its own stand before each."""
+        before, kept = range(1, self.model.config.n_mix + 1), iter(self.mixed)
+        columns = [(column - back).clamp_min(0) for back in before]
+        there = [(place >= back).unsqueeze(1) for back in before]
+
+        def mix(x, weight):
+            rows = next(kept)
+            rows[row, column] = x
+            for w, column_before, real in zip(weight, columns, there):
+                x = x + rows[row, column_before] * w * real
+            return x
+
+        return mix
 
     def alone(self, piece: Piece, tokens: slice):
         """How one piece attends: a function of a layer's number and q, k, v (N, H, D) that returns
@@ -533,15 +571,22 @@ class Decoder:
 
         return attend
 
-    def hidden(self, idx, place, attend):
+    def hidden(self, idx, place, attend, mix):
         """idx (N) and their positions (N) to the final LayerNorm's input (N, C). attend: called for
-        one layer after the other, makes of heads (N, H, 3, D) what attention finds, (.., H, D)."""
+        one layer after the other, makes of heads (N, H, 3, D) what attention finds, (.., H, D).
+        mix: from `mixes`."""
         c = self.model.config
         x = self.model.gpt_neox.embed_in(idx)
         if c.learned_positions:
             x = x + self.model.gpt_neox.embed_pos(place)
-        for attention, mlp, weight_in, bias_in, weight_out, bias_out in self.stages:
-            h = F.layer_norm(x, (c.n_embd,), eps=c.norm_eps)
+        if c.n_mix:
+            x = mix(x, self.model.gpt_neox.mix.weight)
+        for attention, mlp, mixing, weight_in, bias_in, weight_out, bias_out in self.stages:
+            if mixing:
+                *norm, weight = mixing
+                h = mix(F.layer_norm(x, (c.n_embd,), *norm, c.norm_eps), weight)
+            else:
+                h = F.layer_norm(x, (c.n_embd,), eps=c.norm_eps)
             # Biases are added apart: oneDNN's bfloat16 product with a bias is slow (1.07 times the
             # tokens/s of 8 rows).
             h = F.linear(h, weight_in).add_(bias_in)
@@ -560,6 +605,11 @@ class Decoder:
             return self.few.logits(x)
         x = self.model.gpt_neox.final_layer_norm(x)
         return F.linear(x, self.head, self.model.embed_out.bias)
+
+
+def fold(norm, reads):
+    """Weight and bias of a projection that reads a LayerNorm, with its scale and shift in them."""
+    return reads.weight * norm.weight, reads.bias + reads.weight @ norm.bias
 
 
 def turn(heads, rotation):

@@ -63,6 +63,20 @@ def normalize(x, eps, out):
 
 
 @compiled
+def mix(x, weight, rows, places, kept):
+    """`model.Mix` of x (N, C), in place. kept (B, S, C): what was mixed before, at each row and
+    place; x goes there too. weight: (n_mix, C)."""
+    N, C = x.shape
+    for n in range(N):
+        kept[rows[n], places[n]] = x[n]
+    for n in range(N):
+        for back in range(1, min(len(weight), places[n]) + 1):
+            before, w = kept[rows[n], places[n] - back], weight[back - 1]
+            for i in range(C):
+                x[n, i] += w[i] * before[i]
+
+
+@compiled
 def rotate(head, cos, sin):
     """Rotate a query or key (D) in place; cos and sin, with its signs, are those of its place."""
     half = len(cos) // 2
@@ -126,15 +140,20 @@ def activate(x, kind, out):
 
 
 @compiled
-def stage(x, eps, weights, attention, inner, kind, cos, sin, rows, places, cache):
+def stage(x, eps, mixing, weights, attention, inner, kind, cos, sin, rows, places, cache):
     """One `generate.Stage` for x (N, C), which it changes: x + out(parts(in(normalized x))).
 
-    weights: of the products in and out, with their biases. attention: whether it has that part;
-    inner: width of the MLP, 0 if it has none; kind: its activation."""
+    mixing: the LayerNorm's scale and shift, the weight of its `Mix`, which is empty if it has none,
+    and what that has kept. weights: of the products in and out, with their biases. attention:
+    whether it has that part; inner: width of the MLP, 0 if it has none; kind: its activation."""
     weight_in, bias_in, weight_out, bias_out = weights
     N, C = x.shape
     h, out = np.empty_like(x), np.empty_like(x)
     normalize(x, eps, h)
+    scale, shift, weight, kept = mixing
+    if len(weight):
+        h = h * scale + shift
+        mix(h, weight, rows, places, kept)
     read = np.empty((N, len(weight_in)), np.float32)
     product(h, weight_in, bias_in, read)
     parts, begin = np.empty((N, weight_out.shape[1]), np.float32), 0
@@ -197,9 +216,18 @@ class Few:
         c = self.config = model.config
         self.table = model.gpt_neox.embed_in.weight
         self.positions = model.gpt_neox.embed_pos.weight if c.learned_positions else None
+        none = torch.zeros(0, c.n_embd)
+        mixed = decoder.mixed if c.n_mix else none.expand(1 + len(decoder.stages), 0, 0, c.n_embd)
         self.stages = [
-            (arrays(*stage[2:]), stage.attention, c.n_inner * stage.mlp) for stage in decoder.stages
+            (
+                arrays(*(stage.mix or (none[:0, 0], none[:0, 0], none)), kept),
+                arrays(*stage[3:]),
+                stage.attention,
+                c.n_inner * stage.mlp,
+            )
+            for stage, kept in zip(decoder.stages, mixed[1:])
         ]
+        self.mix = arrays(model.gpt_neox.mix.weight, decoder.mixed[0]) if c.n_mix else None
         # Without rotary positions there is nothing to rotate.
         self.cos, self.sin, self.cache = arrays(model.cos, decoder.sin, decoder.cache)
         norm, bias = model.gpt_neox.final_layer_norm, model.embed_out.bias
@@ -227,10 +255,12 @@ class Few:
     def through(self, x, rows, places):
         """All stages, for tokens x (N, C), in place."""
         layer = 0
-        for weights, attention, inner in self.stages:
+        if self.mix:
+            mix(x, self.mix[0], rows, places, self.mix[1])
+        for mixing, weights, attention, inner in self.stages:
             cache = self.cache[min(layer, len(self.cache) - 1)]  # the last MLP needs none
             where = self.cos, self.sin, rows, places, cache
-            stage(x, self.config.norm_eps, weights, attention, inner, self.kind, *where)
+            stage(x, self.config.norm_eps, mixing, weights, attention, inner, self.kind, *where)
             layer += attention
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:

@@ -111,8 +111,9 @@ def count_parameters(c: NeoXConfig) -> Sizes:
     tables = (1 if c.tie_embeddings else 2) * table
     positions = c.learned_positions * c.block_size * c.n_embd
     bias = c.head_bias * c.vocab_size
-    blocks = c.n_layer * (linear + (2 if c.shared_norm else 4) * c.n_embd)
-    total = tables + positions + blocks + 2 * c.n_embd + bias
+    mix = c.n_mix * c.n_embd  # in each block, and of the embeddings
+    blocks = c.n_layer * (linear + (2 if c.shared_norm else 4) * c.n_embd + mix)
+    total = tables + positions + blocks + 2 * c.n_embd + bias + mix
     return Sizes(matrices, linear, table, blocks, total)
 
 
@@ -225,11 +226,15 @@ def block_bytes(c: NeoXConfig, tokens: int, size: int, device: str) -> tuple[int
     # orders it another way (a T4's kernel does not: 5 % less); the MLP around GELU, or around the
     # gate and its product. In float32: its input, logsumexp, and LayerNorm's mean and 1 / std. The
     # fast form keeps one q, k, v, rotated in place, one output, and the weights.
-    times = (6 if fast else 9) - c.shared_norm
+    times = 6 if fast else 9
+    # A shared one: autocast makes a copy for each of its two readers, but of the fast Mix's output.
+    times -= c.shared_norm and (size == 4 or fast and c.n_mix > 0)
     kept = stream + tokens * (size * (times * c.n_embd + 2 * c.n_read) + 16)
     kept += weights or 4 * tokens * c.n_head
     kept += stream * (not c.parallel_residual)
     kept += 2 * tokens * c.n_embd * (c.dropout > 0)  # a mask takes 1 byte an element
+    # What is mixed: in `dtype` by the fast form, else as LayerNorm gave it.
+    kept += tokens * c.n_embd * (size if device == "cpu" else 4) * (c.n_mix > 0)
     # Gradients on their way through the MLP, or through attention's weights to q, k, v.
     passing = max(size * tokens * (c.n_embd + c.n_read), 2 * weights + size * 4 * tokens * c.n_embd)
     return kept, stream + passing
@@ -255,7 +260,7 @@ def training(
     again = 0
     if recomputed := cfg.checkpoint_activations:
         block, again = stream, block - stream
-    activations = c.n_layer * block
+    activations = c.n_layer * block + stream * (c.n_mix > 0)  # the embeddings before they are mixed
     # The input table's gradient, before it is added to others.
     late = 4 * sizes.table * ((cfg.grad_accum > 1) + c.tie_embeddings)
     before = grads * (cfg.grad_accum > 1)  # of earlier passes; a step leaves none
@@ -291,6 +296,7 @@ def generation(c: NeoXConfig, rows: int, prompt: int, new: int, size: int, devic
     wide = max(4, size) if device == "cpu" else size  # of the cache
     weights = size * (sizes.blocks + sizes.table * (device == "cpu" and rows == 1))
     cache = wide * 2 * c.n_layer * rows * c.block_size * C
+    cache += size * (c.n_layer + 1) * rows * c.block_size * C * (c.n_mix > 0)
     # The tokens that are read at once: of the prompt, or of half a window when that is full.
     T = max(min(prompt, c.block_size), c.block_size // 2 * (prompt + new > c.block_size))
     read = rows * T * (size * (6 * C + c.n_read + 2 * c.n_inner) + wide * 4 * C)

@@ -189,6 +189,7 @@ def test_fallback_follows_a_changed_model(trained, monkeypatch):
         dict(parallel_residual=False, rotary_pct=0.0, learned_positions=True),
         dict(shared_norm=True, head_bias=True, activation="gelu_new", rotary_pct=0.5),
         dict(activation="swiglu", tie_embeddings=True, rotary_pct=1.0),
+        dict(shared_norm=True, n_mix=2, tie_embeddings=True, rotary_pct=1.0),
     ],
 )
 def test_rows_of_the_cache_read_what_the_model_reads(settings):

@@ -51,7 +51,12 @@ TRAININGS += [
     for name in "sgd lion adafactor cautious schedulefree muon soap".split()
 ]
 TRAININGS += [("long", "--checkpoint_activations"), ("long", "--activation=swiglu")]
-TRAININGS += [("long", "--tie_embeddings"), ("long", "--grad_accum=2"), ("long", "--dropout=0.1")]
+TRAININGS += [
+    ("long", "--n_mix=2 --shared_norm=1"),
+    ("long", "--tie_embeddings"),
+    ("long", "--grad_accum=2"),
+    ("long", "--dropout=0.1"),
+]
 
 
 def check(*arguments):
@@ -72,7 +77,7 @@ def check(*arguments):
 def test_a_training_takes_what_was_estimated(shape, setting, dataset, tmp_path):
     fixed = ["--compile=False", "--device=cpu", "--max_iters=2", "--eval_iters=1"]
     where = [f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}"]
-    check("train", *fixed, *where, *SHAPES[shape], setting)
+    check("train", *fixed, *where, *SHAPES[shape], *setting.split())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures what Linux counts")
