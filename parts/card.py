@@ -12,7 +12,7 @@ from pathlib import Path
 from parts import figures
 from parts.configurator import locate
 from parts.files import load_json, read_json, read_lines, write_text
-from parts.hf import FAMILIES
+from parts.hf import FAMILIES, MODELING
 from parts.tokenizer import ENDOFTEXT, FIM
 from parts.tokenizer import load as load_tokenizer
 
@@ -23,6 +23,7 @@ IGNORED = f"""# {MARK}: `hf upload USER/NAME FOLDER` leaves out all but the mode
 !README.md
 !*config.json
 !model.safetensors
+!modeling_nanoneox.py
 !tokenizer.json
 !*.gguf
 """
@@ -115,7 +116,12 @@ def card(folder: Path) -> str:
         "## Scores",
         table(scores(folder, [m for m in lines if best is None or m.get("step", 0) <= best])),
         "## Use",
-        usage(name, tokenizer, bool(base or origin.get("fim", {}).get("rearranged"))),
+        usage(
+            name,
+            tokenizer,
+            bool(base or origin.get("fim", {}).get("rearranged")),
+            "auto_map" in config,
+        ),
     ]
     return "\n\n".join(parts) + "\n\n"
 
@@ -204,18 +210,24 @@ def table(values: dict) -> str:
     return "\n".join(["| what | value |", "| --- | --- |", *rows]) if rows else "None yet."
 
 
-def usage(name: str, tokenizer, fills: bool) -> str:
-    """How to load and to prompt the model."""
+def usage(name: str, tokenizer, fills: bool, own_code: bool) -> str:
+    """How to load and to prompt the model. own_code: whether its class is in the folder."""
     begin = "The " if tokenizer.eot is None else "def fibonacci(n):"  # it may lack the letters
+    trust = ", trust_remote_code=True" if own_code else ""
     text = f"""```python
 from transformers import pipeline
 
-write = pipeline("text-generation", model="USER/{name}")
+write = pipeline("text-generation", model="USER/{name}"{trust})
 how = dict(do_sample=False, max_new_tokens=64, clean_up_tokenization_spaces=False)
 print(write("{begin}", **how)[0]["generated_text"])
 ```
 
 Before version 5, transformers wrote ` .` as `.` without the last of these settings.
+
+"""
+    if own_code:
+        text += f"""No network of transformers mixes each position with the ones just before it
+(`n_mix`), so it runs `{MODELING.name}` of this repository, which `trust_remote_code=True` allows.
 
 """
     if tokenizer.eot is None:

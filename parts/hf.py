@@ -1,7 +1,8 @@
 """Hugging Face's GPT-NeoX, GPT-2 and Phi: their weights and configurations in and out.
 
 Each family is one entry of FAMILIES: which keys of config.json say what, and what their file calls
-each module of model.py."""
+each module of model.py. A model with n_mix, which none of them has, is exported with a class of our
+own beside it, parts/modeling_nanoneox.py. What reads a folder never runs such a file."""
 
 import os
 import re
@@ -17,9 +18,10 @@ from typing_extensions import NotRequired, TypedDict
 from model import ACTIVATIONS, NeoX, NeoXConfig
 from parts import configurator, memory
 from parts.checkpoints import checksum, load_tensors
-from parts.files import check_shape, load_json, write_json, write_whole
+from parts.files import check_shape, load_json, write_json, write_text, write_whole
 from parts.generate import decoder_agrees
 
+MODELING = Path(__file__).with_name("modeling_nanoneox.py")
 Size = Annotated[int, Interval(ge=1, le=2**24)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Base = Annotated[float, Interval(ge=1, le=1e30)]
@@ -59,6 +61,11 @@ class NeoXKeys(Rotary):
     attention_bias: NotRequired[bool]
     use_parallel_residual: NotRequired[bool]
     hidden_dropout: NotRequired[Share]
+
+
+class MixKeys(NeoXKeys):
+    n_mix: Annotated[int, Interval(ge=1, le=64)]
+    head_bias: NotRequired[bool]
 
 
 class PhiKeys(Rotary):
@@ -105,8 +112,8 @@ def find(name: str | Path) -> Path:
 
 
 def from_pretrained(name: str | Path) -> NeoX:
-    """A model with the weights of a Hugging Face GPT-NeoX, GPT-2 or Phi checkpoint: what `find`
-    finds by that name.
+    """A model with the weights of a Hugging Face GPT-NeoX, GPT-2 or Phi checkpoint, or of one of
+    ours with n_mix: what `find` finds by that name.
 
     ValueError or OSError says what is wrong."""
     folder = find(name)
@@ -130,7 +137,7 @@ def save_pretrained(
     """Write config.json and model.safetensors as Hugging Face's GPT-NeoX, GPT-2 or Phi has them,
     each moved into place when whole: the family that computes exactly what the model does. With the
     tokenizer's files beside them, transformers' AutoModelForCausalLM and AutoTokenizer load the
-    folder.
+    folder; a model with n_mix also needs the class that is put there, and trust_remote_code=True.
 
     eot: id of the end-of-text token. special: ids of all special tokens; in transformers too, a
     completion ends with the first of them. extra: further keys for config.json, which other
@@ -154,6 +161,8 @@ def save_pretrained(
     sealed = {"format": "pt", "checksum": checksum(dict(sorted(state.items())))}
     data = save(state, metadata=sealed)
     write_whole(folder / "model.safetensors", lambda temporary: temporary.write_bytes(data))
+    if "auto_map" in raw:
+        write_text(folder / MODELING.name, MODELING.read_text(encoding="utf-8"))
     write_json(folder / "config.json", raw)
     if eot is not None:
         ends = sorted({eot, *special})
@@ -163,8 +172,10 @@ def save_pretrained(
 
 
 def refuse_what_was_changed(model: NeoX, kind: str):
-    """ValueError where model.py was edited so that it is no longer Hugging Face's."""
+    """ValueError where model.py was edited so that it is no longer Hugging Face's, or the one that
+    modeling_nanoneox.py has."""
     theirs = f"Hugging Face's {FAMILIES[kind].name}"
+    theirs = f"parts/{MODELING.name}" if kind == "nanoneox" else theirs
     keys, known = set(model.state_dict()), set(weight_names(kind, model.config))
     if newcomers := sorted(keys - known):
         raise ValueError(f"{theirs} has no {', '.join(newcomers[:5])}")
@@ -265,8 +276,29 @@ def write_neox(c: NeoXConfig) -> dict:
 
 
 def neox_lacks(c: NeoXConfig) -> str:
-    switches = ("learned_positions", "shared_norm", "head_bias")
+    switches = ("learned_positions", "shared_norm", "head_bias", "n_mix")
     return ", ".join(name for name in switches if getattr(c, name))
+
+
+def read_mix(raw: dict) -> dict:
+    if not raw.get("use_parallel_residual", True):
+        raise ValueError("a nanoNeoX without parallel residual is not supported")
+    mixing = dict(shared_norm=True, n_mix=raw["n_mix"], head_bias=raw.get("head_bias", False))
+    return read_neox(raw) | mixing
+
+
+def write_mix(c: NeoXConfig) -> dict:
+    classes = {"AutoConfig": "NanoNeoXConfig", "AutoModelForCausalLM": "NanoNeoXForCausalLM"}
+    return write_neox(c) | {
+        "n_mix": c.n_mix,
+        "head_bias": c.head_bias,
+        "auto_map": {auto: f"{MODELING.stem}.{name}" for auto, name in classes.items()},
+    }
+
+
+def mix_lacks(c: NeoXConfig) -> str:
+    missing = ["model without n_mix"] * (not c.n_mix)
+    return ", ".join(["learned_positions"] * c.learned_positions + missing)
 
 
 def read_phi(raw: dict) -> dict:
@@ -296,7 +328,8 @@ def write_phi(c: NeoXConfig) -> dict:
 
 def phi_lacks(c: NeoXConfig) -> str:
     missing = [f"model without {k}" for k in ("shared_norm", "head_bias") if not getattr(c, k)]
-    return ", ".join(["learned_positions"] * c.learned_positions + missing)
+    unknown = [name for name in ("learned_positions", "n_mix") if getattr(c, name)]
+    return ", ".join(unknown + missing)
 
 
 def read_gpt2(raw: dict) -> dict:
@@ -338,7 +371,7 @@ def write_gpt2(c: NeoXConfig) -> dict:
 
 
 def gpt2_lacks(c: NeoXConfig) -> str:
-    switches = ("parallel_residual", "head_bias")
+    switches = ("parallel_residual", "head_bias", "n_mix")
     found = [name for name in switches if getattr(c, name)] + ["rotary_pct"] * (c.rotary_dim > 0)
     missing = ["model without learned_positions"] * (not c.learned_positions)
     return ", ".join(found + missing)
@@ -402,6 +435,19 @@ FAMILIES = {  # by the model_type of config.json
             "embed_out": "lm_head",
         },
     ),
+    "nanoneox": Family(
+        "NanoNeoX",
+        MixKeys,
+        read_mix,
+        write_mix,
+        mix_lacks,
+        {
+            name: name
+            for name in (*NEOX_MODULES, "gpt_neox.mix", "gpt_neox.layers.{}.mix")
+            if not name.endswith("post_attention_layernorm")
+        },
+        by_head=True,
+    ),
 }
 
 
@@ -435,7 +481,7 @@ def weight_names(kind: str, c: NeoXConfig) -> dict[str, list[str]]:
     made of: one, or three for Phi's queries, keys and values."""
     names = {}
     for ours, theirs in FAMILIES[kind].modules.items():
-        ends = ["weight"] if "embed" in ours else ["weight", "bias"]
+        ends = ["weight"] if "embed" in ours or "mix" in ours else ["weight", "bias"]
         ends += ["bias"] * (ours == "embed_out" and c.head_bias)
         for block in range(c.n_layer if "{}" in ours else 1):
             their = theirs.replace("{}", str(block))

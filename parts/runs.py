@@ -2,7 +2,8 @@
 
 out/<run>/ holds ckpt.pt and older ones (ckpt.1.pt, ...), run.json (settings, versions, commit, data
 hashes), metrics.jsonl (a line for each log step: the source of every plot and tracker), loss.png,
-and the exported Hugging Face folder. Nothing in it is ever executed.
+and the exported Hugging Face folder. Nothing in it is ever executed, except that transformers runs
+modeling_nanoneox.py where it is told to trust it.
 """
 
 from parts.start import say
@@ -46,8 +47,8 @@ from parts.tokenizer import Tokenizer
 # set aside for a new run.
 RUN_FILES = """ckpt.pt ckpt.*.pt best.pt damaged.pt damaged.*.pt run.json metrics.jsonl loss.png
     scores.png eval.json eval.*.json trace.json trace.*.json tokenizer.json tokenizer_config.json
-    config.json generation_config.json model.safetensors README.md .gitignore mlflow.json wandb.json
-    *.gguf lock""".split()
+    config.json generation_config.json model.safetensors modeling_nanoneox.py README.md .gitignore
+    mlflow.json wandb.json *.gguf lock""".split()
 
 # --- models to use --------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from parts import card as cards
 from parts import device as devices
-from parts import runs
+from parts import hf, runs
 from parts import tokenizer as tokenization
 from parts.generate import generate, read_prompt
 
@@ -59,12 +59,12 @@ def test_transformers_writes_the_text_of_sample_py_alone_and_in_batches(
     how = (f"--ckpt={trained}", "--temperature=0", "--max_new_tokens=65", "--device=cpu")
     expected = [sample(monkeypatch, capsys, *how, f"--prompt={p}")[:-1] for p in prompts]
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    write = pipeline("text-generation", model=str(trained))
+    write = pipeline("text-generation", model=str(trained), trust_remote_code=True)
     how = dict(do_sample=False, max_new_tokens=64)
     assert [write(p, **how)[0]["generated_text"] for p in prompts[:4]] == expected[:4]
     batch = write(prompts, **how, batch_size=8)
     assert [done[0]["generated_text"] for done in batch] == expected
-    model = AutoModelForCausalLM.from_pretrained(trained)
+    model = AutoModelForCausalLM.from_pretrained(trained, trust_remote_code=True)
     auto = AutoTokenizer.from_pretrained(trained)
     inputs = auto(prompts, padding=True, return_tensors="pt")
     assert inputs["attention_mask"].sum(1).unique().numel() > 5
@@ -150,7 +150,7 @@ def test_another_tokenizers_end_token_travels_from_the_data_to_the_export(
     config = json.loads((out / "generation_config.json").read_text())
     assert config == {"bos_token_id": 1, "eos_token_id": [0, 1], "pad_token_id": 1}
     # A model that always ends: sample.py writes nothing, and so does transformers.
-    model = AutoModelForCausalLM.from_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     with torch.no_grad():
         model.gpt_neox.final_layer_norm.weight.zero_()
         model.gpt_neox.final_layer_norm.bias.fill_(1)
@@ -238,7 +238,10 @@ def test_the_card_says_what_the_model_is_and_a_persons_own_stays(
     ]
     ModelCard.load(card).data.to_dict()
     meta = json.loads((dataset / "meta.json").read_text())
-    size = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(out).parameters())
+    size = sum(
+        p.numel()
+        for p in AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True).parameters()
+    )
     for told in (
         f"{meta['train']['tokens']:,} tokens",
         f"{meta['val']['tokens']:,} tokens, {meta['val']['bytes'] / 1000:,.1f} kB",
@@ -273,6 +276,30 @@ def test_the_card_says_what_the_model_is_and_a_persons_own_stays(
     tuned = tmp_path / "tuned"
     assert in_process(monkeypatch, *begin, f"--init_from={trained}", f"--out_dir={tuned}") == 0
     assert f"fine-tuned from {trained.name} " in (tuned / "README.md").read_text()
+
+
+def test_a_run_with_n_mix_brings_its_class_which_we_ourselves_never_run(
+    trained, dataset, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    how = (*TINY, "--n_mix=2", "--shared_norm", "--max_iters=2", f"--dataset={dataset}")
+    assert in_process(monkeypatch, *how, f"--out_dir={out}") == 0
+    runs.refuse_foreign_files(out)
+    assert f"!{hf.MODELING.name}\n" in (out / ".gitignore").read_text()
+    text = (out / "README.md").read_text()
+    assert 'model="USER/run", trust_remote_code=True)' in text and "(`n_mix`), so it runs" in text
+    assert "trust_remote_code" not in (trained / "README.md").read_text()
+    auto = AutoTokenizer.from_pretrained(out)  # is no code
+    theirs = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    ids, ours = auto("def f(x):", return_tensors="pt")["input_ids"], runs.load_model(out)
+    torch.testing.assert_close(theirs(ids).logits, ours(ids))
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(out / name, exported)
+    (exported / hf.MODELING.name).write_text("raise SystemExit('somebody changed this')")
+    torch.testing.assert_close(hf.from_pretrained(exported)(ids), ours(ids))
+    capsys.readouterr()
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not here")

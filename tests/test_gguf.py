@@ -304,6 +304,10 @@ def test_mistakes_are_one_line_and_nothing_is_lost(llama3, tmp_path, monkeypatch
     data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W"
     tokenization.Tokenizer(data).save(folder)
     assert "splits text in a way" in refused(folder)
+    mixing = dict(shared_norm=True, n_mix=2)
+    random_model(tmp_path / "mixing", llama3, **mixing)
+    line = refused(tmp_path / "mixing")
+    assert "no such network" in line and "config/python_neox_cpu.py" in line
     random_model(tmp_path / "still", llama3, rotary_pct=0.0)
     assert "rotary_pct above 0" in refused(tmp_path / "still")
     assert not list(tmp_path.glob("*.gguf*"))
@@ -319,7 +323,9 @@ def test_mistakes_are_one_line_and_nothing_is_lost(llama3, tmp_path, monkeypatch
 
 def test_a_run_with_swiglu_is_refused(trained, tmp_path, monkeypatch, capsys):
     state = checkpoints.load_checkpoint(trained / "ckpt.pt")
-    config = NeoXConfig(**state["model_config"] | {"activation": "swiglu", "n_inner": 64})
+    config = NeoXConfig(
+        **state["model_config"] | {"activation": "swiglu", "n_inner": 64, "n_mix": 0}
+    )
     state |= {"model_config": vars(config), "model": NeoX(config).state_dict()}
     checkpoints.save_checkpoint(tmp_path / "ckpt.pt", state)
     tokenization.load(trained).save(tmp_path)

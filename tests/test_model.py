@@ -3,6 +3,7 @@ other ways."""
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -60,9 +61,12 @@ VARIANTS = [
     dict(n_head=16, activation="gelu_pytorch_tanh"),
     dict(n_layer=2, n_head=2, block_size=7),
 ]
+MIX = dict(shared_norm=True, n_mix=2, tie_embeddings=True)
 SHAPES += [GPT2 | variant for variant in (*VARIANTS, dict(tie_embeddings=False))]
 SHAPES += [PHI | variant for variant in (*VARIANTS, dict(rotary_pct=0.25, rotary_base=500.0))]
 SHAPES += [PHI | dict(tie_embeddings=True, rotary_pct=1.0)]
+MIX = dict(shared_norm=True, n_mix=2, rotary_pct=1.0, tie_embeddings=True)
+SHAPES += [MIX, dict(shared_norm=True, n_mix=40, head_bias=True, n_layer=1, n_inner=100)]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_same_logits_and_gradients_as_transformers_in_both_directions(
 ):
     ours = random_model(noise=0.02, **shape)
     hf.save_pretrained(ours, tmp_path / "ours")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", trust_remote_code=True)
     theirs.save_pretrained(tmp_path / "theirs")
     back = hf.from_pretrained(tmp_path / "theirs")
     assert back.config == ours.config
@@ -95,7 +99,8 @@ def test_same_logits_and_gradients_as_transformers_in_both_directions(
     gradients = {name: p.grad for name, p in ours.named_parameters()}
     gradients = hf.state_to_hf(gradients, theirs.config.model_type, ours.config)
     named = dict(theirs.named_parameters())
-    if "embed_out.weight" in gradients:  # as the file says; the class has another name for it
+    if "lm_head.weight" in named and "embed_out.weight" in gradients:
+        # As the file says; the class has another name for it.
         gradients["lm_head.weight"] = gradients.pop("embed_out.weight")
     assert gradients.keys() == named.keys()
     for name, parameter in named.items():
@@ -156,11 +161,11 @@ def test_a_model_that_no_family_has_is_not_exported(shape, reason, tmp_path):
     assert not (tmp_path / "export").exists()
 
 
-@pytest.mark.parametrize("shape", [GPT2, PHI], ids=["gpt2", "phi"])
+@pytest.mark.parametrize("shape", [GPT2, PHI, MIX], ids=["gpt2", "phi", "mix"])
 def test_exported_families_write_the_same_greedy_tokens_in_transformers(shape, tmp_path):
     ours = random_model(**shape | dict(block_size=128), noise=0.05)
     hf.save_pretrained(ours, tmp_path, eot=0)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
     prompts = torch.randint(1, 97, (20, 12), generator=torch.Generator().manual_seed(0))
     how = dict(max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
     expected = theirs.generate(prompts, **how)[:, 12:].tolist()
@@ -171,6 +176,39 @@ def test_exported_families_write_the_same_greedy_tokens_in_transformers(shape, t
     alone = [generate(ours, [row], 64, temperature=0)[0] for row in uneven]
     for use_cache in (True, False):
         assert generate(ours, uneven, 64, temperature=0, use_cache=use_cache) == alone
+
+
+def test_transformers_keeps_what_is_mixed_in_its_cache_or_refuses(tmp_path):
+    """Padding, beams, guessed tokens, several at once, cut caches: as with no cache and alone."""
+    hf.save_pretrained(random_model(**MIX, noise=0.05), tmp_path, eot=0)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    rows = [row[: 2 + n] for n, row in enumerate(torch.randint(1, 97, (4, 8)).tolist())]
+    ids = torch.tensor([[0] * (5 - len(row)) + row for row in rows])
+    greedy = dict(max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    for how in (greedy, greedy | dict(num_beams=3)):
+        alone = [model.generate(torch.tensor([row]), use_cache=False, **how) for row in rows]
+        alone = [written[0, len(row) :].tolist() for row, written in zip(rows, alone)]
+        for use_cache in (True, False):
+            done = model.generate(ids, attention_mask=ids.ne(0).long(), use_cache=use_cache, **how)
+            assert done[:, 5:].tolist() == alone, how
+    again = torch.tensor([rows[-1] * 2])
+    guessed = model.generate(again, prompt_lookup_num_tokens=3, **greedy)
+    assert guessed.tolist() == model.generate(again, use_cache=False, **greedy).tolist()
+
+    idx = torch.randint(97, (2, 32))
+    name = sys.modules[type(model).__module__].CACHE  # differs between versions of transformers
+    whole, first = model(idx).logits, model(idx[:, :10], use_cache=True)
+    cache = {name: first[name]}
+    assert (model(idx[:, 10:17], **cache).logits - whole[:, 10:17]).abs().max() < 1e-5
+    cache[name].crop(-4)
+    assert (model(idx[:, 13:], **cache).logits - whole[:, 13:]).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="a DynamicCache only"):
+        model.generate(ids, cache_implementation="static", **greedy)
+    with pytest.raises(ValueError, match="one text a row"):  # two that are packed into it
+        model(idx, position_ids=torch.arange(32)[None] % 16)
+    for mask, reason in (torch.arange(32) != 7, "inside a text"), (torch.ones(1, 32, 32), "shape"):
+        with pytest.raises(ValueError, match=reason):
+            model(idx, attention_mask=mask.expand(2, *mask.shape))
 
 
 def test_phi_2_has_as_many_parameters_as_published():
@@ -206,14 +244,33 @@ def test_the_loss_in_blocks_is_torchs_cross_entropy(monkeypatch):
         assert torch.allclose(ours, theirs, atol=1e-12)
 
 
-def test_the_fast_path_in_bfloat16_is_as_near_to_float64_as_the_plain_one():
-    """Gradients of a whole model: hand-written attention and loss against torch's operators."""
-    model, exact = random_model(noise=0.02), random_model(noise=0.02).double()
+@pytest.mark.parametrize("back, T", [(1, 9), (3, 9), (4, 3)])
+def test_mix_is_a_causal_depthwise_convolution_of_what_a_position_may_look_at(back, T):
+    mix = model_file.Mix(NeoXConfig(n_embd=16, n_head=1, n_mix=back, shared_norm=True)).double()
+    x, kernel = torch.randn(2, T, 16).double(), torch.ones(16, 1, back + 1).double()
+    assert torch.equal(mix(x), x)  # at first
+    torch.nn.init.normal_(mix.weight)
+    kernel[:, 0, :back] = mix.weight.detach().flip(0).T
+    padded = torch.nn.functional.pad(x.mT, (back, 0))
+    expected = torch.nn.functional.conv1d(padded, kernel, groups=16).mT
+    assert torch.allclose(mix(x), expected)
+    text = torch.arange(T) >= torch.tensor([0, 2])[:, None]  # the second row begins with padding
+    mask = text[:, None, None] & torch.ones(T, T).tril().bool() | torch.eye(T).bool()
+    assert torch.allclose(mix(x, mask)[0], expected[0])
+    assert torch.allclose(mix(x, mask)[1, 2:], mix(x[1:, 2:])[0])
+
+
+@pytest.mark.parametrize("shape", [dict(), MIX], ids=["neox", "mix"])
+def test_the_fast_path_in_bfloat16_is_as_near_to_float64_as_the_plain_one(shape):
+    """Gradients of a whole model: the hand-written forms against torch's operators."""
+    model, exact = random_model(noise=0.02, **shape), random_model(noise=0.02, **shape).double()
     idx, targets = torch.randint(97, (2, 8, 32))
     wanted = torch.autograd.grad(exact(idx, targets), list(exact.parameters()))
     errors = []
     for switch in (lambda model: fast.use_fast_forms(model, "cpu"), fast.use_plain_forms):
         switch(model)
+        mixes = [type(m) is fast.FastMix for m in model.modules() if hasattr(m, "stream")]
+        assert all(mixes) and len(mixes) == (4 if shape and not errors else 0)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(idx, targets)
         got = torch.autograd.grad(loss, list(model.parameters()))
@@ -246,6 +303,10 @@ def test_a_newcomer_keeps_its_own_initial_values_and_is_not_exported(monkeypatch
             self.gate = torch.nn.Linear(config.n_embd, 1)
             torch.nn.init.zeros_(self.gate.weight)
 
+    mixing = random_model(**MIX)
+    mixing.gpt_neox.mix.bias = torch.nn.Parameter(torch.zeros(64))
+    with pytest.raises(ValueError, match=r"modeling_nanoneox.py has no gpt_neox.mix.bias"):
+        hf.save_pretrained(mixing, tmp_path / "export")
     monkeypatch.setattr(model_file, "Attention", Gated)
     model = NeoX(NeoXConfig(**SMALL))
     for layer in model.gpt_neox.layers:
@@ -310,6 +371,7 @@ def test_past_the_end_the_model_sees_the_newest_half_of_the_context_and_what_fol
         dict(parallel_residual=False, activation="gelu_fast", rotary_pct=0.5),
         GPT2,
         PHI,
+        MIX,
         dict(learned_positions=True, head_bias=True),
     ],
     ids=lambda shape: ",".join(f"{v}" for v in shape.values()),

@@ -123,8 +123,13 @@ def llama(cfg, prompts: list[str]):
 
 def transformers(cfg, ckpt: Path, prompts: list[str]) -> dict:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from parts.modeling_nanoneox import NanoNeoXConfig, NanoNeoXForCausalLM
+
+    # Of a model with n_mix our own class, so that nothing in the run's folder is executed.
+    AutoConfig.register("nanoneox", NanoNeoXConfig)
+    AutoModelForCausalLM.register(NanoNeoXConfig, NanoNeoXForCausalLM)
     tokenizer = AutoTokenizer.from_pretrained(ckpt)
     how = dict(do_sample=False, max_new_tokens=cfg.max_tokens, pad_token_id=0)
 

@@ -28,7 +28,7 @@ from parts.tracking import TRACKERS, complain, finite_numbers
 
 FILES = ("run.json", "metrics.jsonl", "eval.json", "loss.png", "scores.png", "ckpt.pt")
 EXPORT = ("config.json", "generation_config.json", "model.safetensors", "README.md")
-EXPORT += ("tokenizer.json", "tokenizer_config.json")
+EXPORT += ("tokenizer.json", "tokenizer_config.json", "modeling_nanoneox.py")
 
 
 class Settings:

@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 from test_exports import real_prompts, sample
 
+from parts import hf
+
 OLDER = {
     "4.46.3": ("tokenizers>=0.20,<0.21", "huggingface_hub>=0.23.2,<1.0"),
     "4.57.6": ("tokenizers>=0.22,<=0.23.0", "huggingface_hub>=0.34,<1.0"),
@@ -26,12 +28,13 @@ CLIENT = """
 import json, sys
 folder, prompts = sys.argv[1], json.load(sys.stdin)
 from transformers import AutoModelForCausalLM, AutoTokenizer, __version__, pipeline
-write, how = pipeline("text-generation", model=folder), dict(do_sample=False, max_new_tokens=64)
+write = pipeline("text-generation", model=folder, trust_remote_code=True)
+how = dict(do_sample=False, max_new_tokens=64)
 # Until version 5 a pipeline writes " ." as ".", of whatever model, unless it is told not to.
 plain = {"clean_up_tokenization_spaces": False} if __version__ < "5" else {}
 alone = [write(prompt, **how, **plain)[0]["generated_text"] for prompt in prompts]
 piped = [done[0]["generated_text"] for done in write(prompts, **how, **plain, batch_size=7)]
-model = AutoModelForCausalLM.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ids = model.generate(**tokenizer(prompts, padding=True, return_tensors="pt"), **how)
 padded = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -51,6 +54,8 @@ def model(request):
 def test_transformers_writes_the_text_of_sample_py(
     version, model, dataset, tmp_path, monkeypatch, capsys
 ):
+    if version == "4.46.3" and (model / hf.MODELING.name).exists():
+        pytest.skip("modeling_nanoneox.py needs transformers 4.57")
     prompts = real_prompts(model, dataset, 24)
     how = (f"--ckpt={model}", "--temperature=0", "--max_new_tokens=65", "--device=cpu")
     expected = [sample(monkeypatch, capsys, *how, f"--prompt={p}")[:-1] for p in prompts]
