@@ -19,6 +19,8 @@ beside optimizer=lion in the same file or command line, or comes later, still wi
 A default of None is a switch that the script decides by itself unless it is given: --key,
 --key=True or --key=False; --key=auto gives it back.
 
+A setting whose name is a word of Python has an underscore behind it: try_ = "" is --try.
+
 A class that names its script in _script can be inherited by other scripts: they accept all its
 settings, and their --help refers to that script instead of listing them again.
 """
@@ -28,6 +30,7 @@ from parts.start import say, speaks
 import ast
 import difflib
 import inspect
+import keyword
 import os
 import re
 import reprlib
@@ -144,6 +147,7 @@ def load(settings: type, argv: list[str] | None = None) -> types.SimpleNamespace
     for arg in argv:
         if arg.startswith("--"):
             key, given, text = arg[2:].partition("=")
+            key += "_" * keyword.iskeyword(key)  # a class can have no attribute `try`
             check_key(key, defaults, "")
             if given and isinstance(defaults[key], tuple):  # each --key=text adds one
                 before = ChainMap(*reversed(layers), defaults)[key]
@@ -318,7 +322,8 @@ def print_settings(base: type, listed: set[str]):
             key, _, default = assignment.partition(" = ")
             if key not in listed:
                 default = "auto" if default == "None" else default
-                print(f"  --{f'{key}={default}':<36} {comment}")
+                shown_as = key.rstrip("_")
+                print(f"  --{f'{shown_as}={default}':<36} {comment}")
     for key, presets in vars(base).get("_presets", {}).items():
         print(f"\nOther defaults that {key} brings:")
         for name, preset in presets.items():

@@ -228,28 +228,78 @@ def smooth(values: list[float], memory: float = 0.9) -> list[float]:
     return result
 
 
-def curves(runs: dict[str, list[tuple]], file: Path, title: str = "") -> bool:
-    """Training loss over seconds: {name: [(seconds, losses) of each seed]}, mean and spread."""
+def panel(runs: dict[str, list[dict]], x: str, unit: str, title: str) -> Callable:
+    """Draws training losses of tools/trials.py's runs, {name: [a run of each seed]}: mean and
+    range. x: seconds or tokens."""
+
+    def points(run):
+        curve = run["curve"]
+        a_step = run["tokens"] / run["steps"] if x == "tokens" else 1
+        places = curve["step"] if x == "tokens" else curve["seconds"]
+        return [place * a_step for place in places], curve["loss"]
 
     def draw(axes):
-        look = looks(runs)
-        for name, seeds in runs.items():
+        look = looks(runs) | {"today": {"color": "black", "linestyle": "-"}}
+        curves = {name: [points(run) for run in seeds] for name, seeds in runs.items()}
+        for name, seeds in curves.items():
             grid = np.linspace(max(x[0] for x, _ in seeds), min(x[-1] for x, _ in seeds), 200)
             values = np.array([np.interp(grid, x, y) for x, y in seeds])
             axes.plot(grid, values.mean(0), label=name, **look[name])
             spread = values.min(0), values.max(0)
             axes.fill_between(grid, *spread, color=look[name]["color"], alpha=0.15, lw=0)
-        every = [y for seeds in runs.values() for _, y in seeds]
+        every = [y for seeds in curves.values() for _, y in seeds]
         low, high = min(map(min, every)), max(y[len(y) // 10] for y in every)
         axes.set(
-            xlabel="seconds of training",
-            ylabel="training loss, running mean (nats per token)",
+            xlabel="tokens read" if x == "tokens" else "seconds of training",
+            ylabel=f"training loss, running mean ({unit})",
             title=title,
             ylim=(low - 0.05, high),
         )
+        if x == "tokens":
+            axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend()
 
-    return picture(file, draw)
+    return draw
+
+
+def curves(panels: list[Callable], file: Path) -> bool:
+    """What `panel` gives, side by side."""
+
+    def draw(grid):
+        for draw_one, axes in zip(panels, np.reshape(grid, -1)):
+            draw_one(axes)
+
+    return picture(file, draw, 1, len(panels), (8 if len(panels) == 1 else 12, 5))
+
+
+def ladder(sizes: dict[str, list], frontier: list, held: dict, marks: dict, file: Path) -> bool:
+    """Bits per byte over the FLOPs of a training, both logarithmic.
+
+    sizes: {size: [(FLOPs, bits per byte)]}, frontier: such points of the law, held: those of the
+    held-back training as `predicted` and, once it has ended, `result`. marks: {what: FLOPs}."""
+
+    def draw(axes):
+        every = [bits for points in sizes.values() for _, bits in points]
+        for name, points in sizes.items():
+            axes.plot(*zip(*sorted(points)), marker="o", ms=5, lw=0.8, label=name)
+        axes.plot(*zip(*frontier), color="black", lw=1.5, label="the law's best size at each point")
+        how = dict(marker="*", ms=16, ls="", color="black", zorder=5)
+        axes.plot(*held["predicted"], label="held back: predicted", mfc="none", **how)
+        if "result" in held:
+            axes.plot(*held["result"], label="held back: result", **how | dict(color="#d55e00"))
+        axes.set(xscale="log", yscale="log", xlabel="FLOPs of a training", ylabel="bits per byte")
+        low = min(bits for _, bits in frontier)
+        axes.set_ylim(0.97 * low, 1.03 * max(every))
+        for what, flops in marks.items():
+            axes.axvline(flops, color="grey", lw=0.8, ls=":")
+            how = dict(rotation=90, va="top", ha="right", fontsize=8, color="grey")
+            axes.text(flops, 0.99, what, transform=axes.get_xaxis_transform(), **how)
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        # Between powers of ten too, where there is room.
+        axes.yaxis.set_minor_formatter("{x:.3g}" if max(every) < 8 * low else "")
+        axes.legend(loc="lower left")
+
+    return picture(file, draw, size=(9, 5.5))
 
 
 # --- of a data set, for prepare/report.py ---------------------------------------------------------

@@ -289,7 +289,7 @@ def test_heads_without_rotation_train_sample_and_are_exported(
     assert in_process(monkeypatch, *how, "--sample_prompt=def", "--sample_tokens=3") == 0
     assert "model.py was changed" not in capsys.readouterr().err
     idx = torch.arange(6)[None]
-    exported = AutoModelForCausalLM.from_pretrained(out)
+    exported = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     torch.testing.assert_close(exported(idx).logits, runs.load_model(out)(idx))
 
 
@@ -341,7 +341,10 @@ def own_settings(script):
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     body = next(node.body for node in classes if node.name == "Settings")
     lines = [node for node in body if isinstance(node, ast.Assign)]
-    pairs = [(line.targets[0].id, ast.get_source_segment(source, line.value)) for line in lines]
+    pairs = [
+        (line.targets[0].id.rstrip("_"), ast.get_source_segment(source, line.value))
+        for line in lines
+    ]
     return [(name, value) for name, value in pairs if not name.startswith("_")]
 
 

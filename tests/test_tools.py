@@ -1,5 +1,7 @@
 """bench.py and tools/: measuring, comparing, planning."""
 
+import contextlib
+import io
 import json
 import os
 import platform
@@ -23,8 +25,9 @@ import bench
 import optim
 import train
 from model import NeoX, NeoXConfig
-from parts import configurator, fast, files, memory, plots
-from tools import plan
+from parts import configurator, fast, files, memory, plots, runs
+from tools import experiment, leaderboard, plan, trials
+from tools.law import Law, fit
 
 # --- bench.py -------------------------------------------------------------------------------------
 
@@ -161,6 +164,7 @@ LONG_SHAPES = [  # more than 512 tokens, so that attention is the fused one that
     dict(n_layer=6, n_head=6, n_embd=96, vocab_size=1000, block_size=600, tie_embeddings=True),
     dict(n_layer=2, n_head=2, n_embd=80, vocab_size=500, block_size=530)
     | dict(parallel_residual=False, activation="swiglu"),
+    dict(n_layer=3, n_head=2, n_embd=64, vocab_size=400, block_size=540, shared_norm=True, n_mix=3),
 ]
 
 
@@ -305,6 +309,175 @@ def test_a_leaderboard_runs_its_entries_in_turn_and_keeps_them(dataset, tmp_path
     assert moved.returncode == 2 and "tools/compare.py" in moved.stderr
     wrong = run(script, "--entries=adamx", ok=False)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: unknown entry 'adamx'")
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """A data set of characters in which there is something to learn: sums and their results."""
+    folder = tmp_path_factory.mktemp("letters")
+    lines = [
+        f"{a} and {b} are {a + b}, as everybody knows.\n" for a in range(60) for b in range(20)
+    ]
+    (folder / "sums.txt").write_text("".join(np.random.default_rng(1).permutation(lines)))
+    out = folder / "sums"
+    run("prepare/shakespeare.py", f"--file={folder / 'sums.txt'}", f"--out={out}")
+    return out
+
+
+@pytest.fixture
+def laboratory(letters, tmp_path, monkeypatch, capsys):
+    """`python tools/leaderboard.py args` on the letters, in this process, and so are the trainings:
+    a dozen processes would take a minute to start. Returns what was printed; `trained` lists the
+    runs, and before(name, out) is called before each."""
+
+    def train_once(name, arguments, out):
+        laboratory.before(name, out)
+        laboratory.trained.append(name)
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+            patch.setattr(sys, "argv", ["train.py", *arguments, f"--out_dir={out}"])
+            patch.setattr(runs.Run, "draw", lambda *_: None)
+            train.main()
+        return trials.read(out)
+
+    def laboratory(*args, ok=True):
+        places = [f"--plot={tmp_path}/p.png", f"--record={tmp_path}/notes.md"]
+        small = [f"--dataset={letters}", *TINY, "--block_size=32", "--dtype=float32", "--lr=1e-2"]
+        monkeypatch.setattr(sys, "argv", ["leaderboard.py", *small, *places, *map(str, args)])
+        laboratory.trained.clear()
+        if ok:
+            leaderboard.main()
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as ended:
+            leaderboard.main()
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1, said
+        return said
+
+    laboratory.trained, laboratory.before = [], lambda name, out: None
+    monkeypatch.setattr(trials, "train_once", train_once)
+    return laboratory
+
+
+def rows_of(text):
+    """{first cell: the others} for each row of the Markdown tables, later ones winning."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {first: rest for first, *rest in rows}
+
+
+def test_an_experiment_is_measured_recorded_and_drawn_again(laboratory, tmp_path):
+    tried = "--try=same: --rotary_base=1e4 / --batch_size=2"
+    how = (tried, "--why=none of it matters", "--seeds=2")
+    done = laboratory(*how, "--max_iters=10")
+    rows = rows_of(done)
+    # The same settings give the same loss, bit for bit; half the tokens a step, twice the steps.
+    assert rows["same"][1:] == ["+0.00 %", "+0.0000, +0.0000", "10", rows["same"][4], "100%"]
+    assert rows["today"][0] == rows["same"][0] and "±" in rows["today"][0]
+    assert rows["batch_size=2"][3] == "20" and rows["batch_size=2"][0] != rows["today"][0]
+    assert laboratory.trained == ["today, tokens", "same, tokens", "batch_size=2, tokens"] * 2
+    assert "not kept**, as nothing was trained for equal time" in done
+    notes = (tmp_path / "notes.md").read_text()
+    assert notes in done and "- hypothesis: none of it matters\n" in notes
+    assert str(tmp_path) not in notes and "--dataset=sums" in notes
+    # Once more, at equal time too: nothing that was there is lost.
+    both = laboratory("--try=--batch_size=2", "--seeds=1", "--max_iters=4", "--seconds=0.1")
+    assert both.count("| today |") == 2 and "before is now" in both
+    assert (tmp_path / "notes.md").read_text().startswith(notes)
+    assert {"p.png", "p.1.png", "p.json", "p.1.json"} <= set(os.listdir(tmp_path))
+    assert (tmp_path / "p.json").stat().st_size < 60_000
+    picture = (tmp_path / "p.png").read_bytes()
+    again = laboratory(f"--draw={tmp_path}/p.json", f"--plot={tmp_path}/q.png")
+    assert not laboratory.trained and again.partition("drawn in")[0].strip() in both
+    assert (tmp_path / "q.png").read_bytes() == picture
+
+
+def test_a_verdict_follows_from_the_seeds_at_equal_time():
+    def verdict(today, tried, limit="time"):
+        found = {
+            name: [{"bits_per_byte": bits} for bits in losses]
+            for name, losses in (("today", today), ("new", tried))
+        }
+        return experiment.verdict({"rounds": [{"limit": limit, "runs": found}]}, "new")
+
+    assert "**new: kept**" in verdict((2.00, 2.02, 2.04), (1.96, 1.98, 2.00))
+    assert "**new: not kept**" in verdict((2.00, 2.02, 2.04), (1.99, 2.01, 2.03))  # by half of it
+    assert "**new: not kept**" in verdict((2.00, 2.02, 2.04), (2.06, 2.08, 2.10))
+    assert "**new: not kept**" in verdict((2.00, 2.02), (1.0, 1.02), "tokens")
+    assert "**new: not kept**" in verdict((2.0,), (1.0,))
+
+
+def test_an_experiment_compares_the_same_text_alone(laboratory, letters, tmp_path):
+    other = shutil.copytree(letters, tmp_path / "other")
+    meta = json.loads((other / "meta.json").read_text())
+    meta["val"]["bytes"] += 1
+    (other / "meta.json").write_text(json.dumps(meta))
+    said = laboratory(f"--try=--dataset={other}", "--max_iters=2", ok=False)
+    assert "losses on different text cannot be compared" in said and not laboratory.trained
+
+
+def test_a_law_is_found_again_and_foretells_four_times_the_compute():
+    n = np.array([0.6e6, 1e6, 1.6e6, 2.4e6, 4.2e6] * 2)
+    compute = np.repeat([2e13, 8e13], 5)
+    for truth in (Law(0.7, 150, 0.4, 900, 0.42), Law(1.1, 30, 0.3, 4e4, 0.75)):
+        found, error = fit(n, compute / (6 * n), truth.loss(n, compute / (6 * n)))
+        assert found == pytest.approx(truth, rel=0.05) and error < 1e-9
+        # And where nothing is exact, what was measured within 0.2 % is foretold within 2 %.
+        chance = 1 + 0.002 * np.random.default_rng(1).choice([-1, 1], 10)
+        noisy, _ = fit(n, compute / (6 * n), chance * truth.loss(n, compute / (6 * n)), starts=3)
+        for size in (2.4e6, 6e6):
+            there = size, 4 * 8e13 / (6 * size)
+            assert found.loss(*there) == pytest.approx(truth.loss(*there), rel=1e-3)
+            assert noisy.loss(*there) == pytest.approx(truth.loss(*there), rel=0.02)
+
+
+def test_a_ladder_foretells_before_it_trains_and_goes_on_after_an_end(laboratory, tmp_path):
+    def interrupt(name, out):
+        if len(laboratory.trained) == 7:
+            raise KeyboardInterrupt
+
+    how = ("--ladder", "--max_iters=24", f"--runs_dir={tmp_path}/board", "--warmup_iters=1")
+    laboratory.before = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        laboratory(*how)
+    before, seen = list(laboratory.trained), []
+    laboratory.before = lambda name, out: seen.append((name, (tmp_path / "p.json").exists()))
+    done = laboratory(*how)
+    assert len(before) == 7 and done.count("trained before") == 7
+    assert [there for _, there in seen] == [False] * 3 + [True]  # predicted, then trained
+    sizes = [name.split(",")[0] for name in before] + [name.split(",")[0] for name, _ in seen[:3]]
+    assert sizes[:5] == sizes[5:] and len(set(sizes)) == 5
+    notes = (tmp_path / "notes.md").read_text()
+    predicted, reached = map(float, re.findall(r"\*\*([\d.]+)\*\*", notes))
+    off = float(re.search(r"off by ([-+\d.]+) %", notes)[1])
+    assert off == pytest.approx(100 * (predicted / reached - 1), abs=0.02)
+    assert notes.index("predicted before") < notes.index("and reached") and notes.strip() in done
+    assert {"an hour here", "a day here", "five minutes here"} < set(rows_of(done))
+    assert "an hour on a T4 at 15% of 65 TFLOP/s" in rows_of(done)
+    again = laboratory(f"--draw={tmp_path}/p.json", f"--plot={tmp_path}/q.png")
+    assert notes.strip() in again and not laboratory.trained
+    assert (tmp_path / "q.png").read_bytes() == (tmp_path / "p.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "mistake, said",
+    [
+        (["--try=--lr=1e-3"], "give --max_iters=N for equal tokens"),
+        (["--try=--lr=1e-3 / x:", "--max_iters=2"], "an entry without settings"),
+        (["--try=--lr='1", "--max_iters=2"], "No closing quotation"),
+        (["--try=--lrr=1", "--max_iters=2"], "unknown setting 'lrr'"),
+        (["--try=--seed=1", "--max_iters=2"], "an experiment decides seed itself"),
+        (["--try=--lr=1 / --lr=1", "--max_iters=2"], "a short name of its own"),
+        (["--ladder"], "give --minutes=M"),
+        (["--ladder", "--minutes=1", "--max_iters=9"], "give one of them"),
+        (["--ladder", "--max_iters=9", "--n_embd=2", "--n_head=1"], "a ladder needs four sizes"),
+        (["--ladder", "--try=--lr=1", "--max_iters=9"], "run one after the other"),
+        (["--record=train.py", "--try=--lr=1"], "is no place for a record"),
+        (["--record_json=x.png"], "is no place for a record"),
+        (["--draw=nowhere.json"], "there is no record"),
+        (["--draw=config/python_cpu.py"], "is damaged"),
+    ],
+)
+def test_a_laboratorys_mistakes_take_one_line(laboratory, mistake, said):
+    assert said in laboratory(*mistake, ok=False) and not laboratory.trained
 
 
 def test_an_algorithm_has_its_colour_in_every_picture():
