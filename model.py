@@ -200,17 +200,19 @@ class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.parallel_residual, self.shared_norm = config.parallel_residual, config.shared_norm
+        self.n_mix = config.n_mix
         self.input_layernorm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
         if not self.shared_norm:
             self.post_attention_layernorm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
-        self.mix = Mix(config) if config.n_mix else None
+        if self.n_mix:
+            self.mix = Mix(config)
         self.attention = Attention(config)
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x, cos, sin, mask=None):
         normed = self.input_layernorm(x)
-        if self.mix is not None:
+        if self.n_mix:
             normed = self.mix(normed, mask)
         attended = self.drop(self.attention(normed, cos, sin, mask))
         if not self.parallel_residual:

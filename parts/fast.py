@@ -213,7 +213,7 @@ WRITTEN_FOR = {
     "attention": "de57ded80347",
     "mix": "a5064d950243",
     "loss": "9575211bf03e",
-    "network": "6f47d3634977",
+    "network": "e3a2ee204e8b",
 }
 LAYOUT = {tokenize.INDENT: ">", tokenize.DEDENT: "<", tokenize.NEWLINE: ";", tokenize.ENDMARKER: ""}
 
@@ -297,6 +297,8 @@ def use_plain_forms(model: NeoX) -> NeoX:
     """The same model with the forms of model.py alone."""
     plain = {fast: plain for plain, fast in FORMS.values()}
     for module in model.modules():
+        if isinstance(module, FastMix):
+            vars(module).pop("stream", None)
         module.__class__ = plain.get(type(module), type(module))
     vars(model).pop("loss", None)  # a compiled one
     return model

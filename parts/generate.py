@@ -400,7 +400,7 @@ class Decoder:
         mlp = norm, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h
         together = [[attention, mlp]] if layer.parallel_residual else [[attention], [mlp]]
         for parts in together:
-            if layer.mix is None:
+            if not layer.n_mix:
                 mix, reads = None, [fold(norm, reads) for norm, reads, _ in parts]
             else:
                 mix = norm.weight, norm.bias, layer.mix.weight
