@@ -59,12 +59,12 @@ def test_transformers_writes_the_text_of_sample_py_alone_and_in_batches(
     how = (f"--ckpt={trained}", "--temperature=0", "--max_new_tokens=65", "--device=cpu")
     expected = [sample(monkeypatch, capsys, *how, f"--prompt={p}")[:-1] for p in prompts]
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    write = pipeline("text-generation", model=str(trained), trust_remote_code=True)
+    write = pipeline("text-generation", model=str(trained))
     how = dict(do_sample=False, max_new_tokens=64)
     assert [write(p, **how)[0]["generated_text"] for p in prompts[:4]] == expected[:4]
     batch = write(prompts, **how, batch_size=8)
     assert [done[0]["generated_text"] for done in batch] == expected
-    model = AutoModelForCausalLM.from_pretrained(trained, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(trained)
     auto = AutoTokenizer.from_pretrained(trained)
     inputs = auto(prompts, padding=True, return_tensors="pt")
     assert inputs["attention_mask"].sum(1).unique().numel() > 5
@@ -150,7 +150,7 @@ def test_another_tokenizers_end_token_travels_from_the_data_to_the_export(
     config = json.loads((out / "generation_config.json").read_text())
     assert config == {"bos_token_id": 1, "eos_token_id": [0, 1], "pad_token_id": 1}
     # A model that always ends: sample.py writes nothing, and so does transformers.
-    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():
         model.gpt_neox.final_layer_norm.weight.zero_()
         model.gpt_neox.final_layer_norm.bias.fill_(1)
@@ -238,10 +238,7 @@ def test_the_card_says_what_the_model_is_and_a_persons_own_stays(
     ]
     ModelCard.load(card).data.to_dict()
     meta = json.loads((dataset / "meta.json").read_text())
-    size = sum(
-        p.numel()
-        for p in AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True).parameters()
-    )
+    size = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(out).parameters())
     for told in (
         f"{meta['train']['tokens']:,} tokens",
         f"{meta['val']['tokens']:,} tokens, {meta['val']['bytes'] / 1000:,.1f} kB",
