@@ -8,10 +8,6 @@ dataset = "go"
 out_dir = "out/go_t4"
 device = "cuda"  # so that Colab without a GPU says so, instead of training for a week
 n_layer, n_head, n_embd = 8, 8, 512  # 33.6M parameters
-# Each position is mixed with the two before it, which gave 7 % fewer bits after 0.6M tokens on a
-# CPU (docs/RESULTS.md), and should still give some after 328M: not measured on a T4. With it
-# transformers needs trust_remote_code=True, and llama.cpp cannot load the model.
-n_mix, shared_norm = 2, True
 block_size = 512  # a Go function with its neighbours
 batch_size = 32  # its activations take 2.4 GiB of the 4; four times as many would fit
 grad_accum = 2  # 32,768 tokens a step
