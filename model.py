@@ -16,7 +16,7 @@ Three switches make other families of the same block (parts/hf.py loads and save
   attention and MLP both read, and `head_bias`
 
 And one that no other family has, for small models: `n_mix`, which mixes each position with the
-ones just before it (Mix). A model learns as much with half the tokens.
+ones just before it (Mix). It helps most early in training.
 
 Everything here is the plain form: change it. The faster forms of the same sums (parts/fast.py for
 training, parts/generate.py for sampling) check themselves against this file when they are switched

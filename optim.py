@@ -23,10 +23,10 @@ from parts import device
 
 def groups(model, cfg, skip=frozenset()):
     """Parameter groups of all parameters but `skip`: those with weight decay, those without."""
-    named = [(name, p) for name, p in model.named_parameters() if p not in skip]
-    rest = [p for _, p in named]
-    kinds = {"mix"} if cfg.decay_embeddings else {"mix", "embed"}  # a mix is a set of vectors
-    decay = {p for name, p in named if p.dim() >= 2 and not any(kind in name for kind in kinds)}
+    tables = {p for name, p in model.named_parameters() if "embed" in name}
+    rest = [p for p in model.parameters() if p not in skip]
+    decay = {p for p in rest if p.dim() >= 2 and (cfg.decay_embeddings or p not in tables)}
+    decay -= vectors(model)
     return [
         {"params": [p for p in rest if p in decay], "weight_decay": cfg.weight_decay},
         {"params": [p for p in rest if p not in decay], "weight_decay": 0.0},
@@ -40,8 +40,15 @@ def fused(model):
 
 def matrices(model):
     """The blocks' matrices, which Muon and SOAP treat as such."""
-    named = model.gpt_neox["layers"].named_parameters()
-    return [p for name, p in named if p.dim() == 2 and "mix" not in name]
+    some = vectors(model)
+    return [p for p in model.gpt_neox["layers"].parameters() if p.dim() == 2 and p not in some]
+
+
+def vectors(model):
+    """Parameters with two dimensions that are no matrices: what a Mix holds is one vector for each
+    position back."""
+    kinds = {"Mix", "FastMix"}
+    return {p for m in model.modules() if type(m).__name__ in kinds for p in m.parameters()}
 
 
 def adamw(model, cfg, skip=frozenset()):

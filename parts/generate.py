@@ -438,9 +438,11 @@ class Decoder:
         column = torch.arange(start, stop, device=idx.device).expand(B, T)
         # As NeoX.hidden counts positions.
         place = (column if mask is None else mask[:, 0].sum(-1) - 1).flatten()
-        row = torch.arange(B, device=idx.device).repeat_interleave(T)
-        mixes = self.mixes(row, column.flatten(), place)
-        x = self.hidden(idx.flatten(), place, attend, mixes)
+        mix = None
+        if self.model.config.n_mix:
+            row = torch.arange(B, device=idx.device).repeat_interleave(T)
+            mix = self.mixes(row, column.flatten(), place)
+        x = self.hidden(idx.flatten(), place, attend, mix)
         return self.logits(x.view(B, T, -1)[:, -1])
 
     def read(self, pieces: list[Piece]):
@@ -463,11 +465,12 @@ class Decoder:
         place = [p for _, start, ids in pieces for p in range(start, start + len(ids))]
         place = torch.tensor(place, device=device)
         idx = torch.tensor([i for piece in pieces for i in piece.ids], device=device)
-        sizes = torch.tensor([len(piece.ids) for piece in pieces], device=device)
-        row = torch.tensor([piece.row for piece in pieces], device=device).repeat_interleave(sizes)
-        mixes = self.mixes(row, place, place)
+        mix = None
+        if self.model.config.n_mix:
+            row = torch.tensor([piece.row for piece in pieces for _ in piece.ids], device=device)
+            mix = self.mixes(row, place, place)
         if self.heads and all(len(piece.ids) <= SHORT for piece in pieces):
-            return self.hidden(idx, place, self.heads.attend(pieces, place), mixes)
+            return self.hidden(idx, place, self.heads.attend(pieces, place), mix)
         rotation = self.model.cos[place], self.sin[place]
         ways, end = [], 0
         short = [len(pieces) > 1 and len(piece.ids) <= SHORT for piece in pieces]
@@ -488,7 +491,7 @@ class Decoder:
                 way(layer, *qkv, y)
             return y
 
-        return self.hidden(idx, place, attend, mixes)
+        return self.hidden(idx, place, attend, mix)
 
     def mixes(self, row, column, place):
         """What mixes, called for the embeddings and then for one layer after the other: a function
@@ -574,7 +577,7 @@ class Decoder:
     def hidden(self, idx, place, attend, mix):
         """idx (N) and their positions (N) to the final LayerNorm's input (N, C). attend: called for
         one layer after the other, makes of heads (N, H, 3, D) what attention finds, (.., H, D).
-        mix: from `mixes`."""
+        mix: from `mixes`; None if nothing is mixed."""
         c = self.model.config
         x = self.model.gpt_neox.embed_in(idx)
         if c.learned_positions:

@@ -162,13 +162,23 @@ def save_pretrained(
     data = save(state, metadata=sealed)
     write_whole(folder / "model.safetensors", lambda temporary: temporary.write_bytes(data))
     if "auto_map" in raw:
-        write_text(folder / MODELING.name, MODELING.read_text(encoding="utf-8"))
+        copy_class(folder / MODELING.name)
     write_json(folder / "config.json", raw)
     if eot is not None:
         ends = sorted({eot, *special})
         ends = ends if len(ends) > 1 else eot
         roles = {"bos_token_id": eot, "eos_token_id": ends, "pad_token_id": eot}
         write_json(folder / "generation_config.json", roles)
+
+
+def copy_class(file: Path):
+    """Put the class of a model with n_mix beside its weights, unless another one lies there."""
+    ours = MODELING.read_text(encoding="utf-8")
+    if not file.exists():
+        write_text(file, ours)
+    elif file.read_bytes() != ours.encode():
+        say = f"{file} was changed or is of another version, and stays; remove it for ours"
+        configurator.say(say)
 
 
 def refuse_what_was_changed(model: NeoX, kind: str):

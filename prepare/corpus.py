@@ -533,7 +533,7 @@ def assemble(
         is_val, split_by = hold_out(spool, cfg.val_fraction, about["unit"])
         chosen, report["left out of train"] = choose(spool, is_val, cfg)
         if not (chosen & ~is_val).any():
-            die("max_share, max_kb and tests leave nothing to train on; raise them")
+            die("with these max_share, max_kb and tests nothing is left to train on; allow more")
         spool, is_val = spool.of(chosen), is_val[chosen]
         tok = given or train_tokenizer(folder, spool, is_val, cfg)
         with mistakes():

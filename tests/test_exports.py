@@ -297,6 +297,10 @@ def test_a_run_with_n_mix_brings_its_class_which_we_ourselves_never_run(
     (exported / hf.MODELING.name).write_text("raise SystemExit('somebody changed this')")
     torch.testing.assert_close(hf.from_pretrained(exported)(ids), ours(ids))
     capsys.readouterr()
+    mine = out / hf.MODELING.name  # what somebody changed there stays, whatever is exported again
+    mine.write_text(mine.read_text() + "# mine\n")
+    hf.save_pretrained(ours, out)
+    assert mine.read_text().endswith("# mine\n") and "and stays" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not here")

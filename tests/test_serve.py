@@ -222,6 +222,9 @@ def test_rows_of_the_cache_read_what_the_model_reads(settings):
                 assert torch.allclose(found, torch.cat(wanted), atol=1e-4)
                 read = [a + b for a, b in zip(read, sizes)]
             assert read == [64] * 4
+            decoder.copy(2, 0, 20)  # a prefix that another row has read
+            found = decoder.logits(decoder.read([Piece(0, 20, ids[2, 20:25].tolist())]))
+            assert torch.allclose(found, expected[2, 20:25], atol=1e-4)
 
 
 def test_kernel_steps_aside_for_another_activation(monkeypatch, capsys):
