@@ -4,6 +4,7 @@
 dataset = "go"
 out_dir = "out/go_cpu"
 n_layer, n_head, n_embd = 4, 4, 256
+n_mix, shared_norm = 2, True
 block_size = 256
 batch_size = 16  # 4,096 tokens a step
 optimizer = "muon"

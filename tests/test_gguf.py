@@ -307,7 +307,7 @@ def test_mistakes_are_one_line_and_nothing_is_lost(llama3, tmp_path, monkeypatch
     mixing = dict(shared_norm=True, n_mix=2)
     random_model(tmp_path / "mixing", llama3, **mixing)
     line = refused(tmp_path / "mixing")
-    assert "no such network" in line and "config/python_cpu.py" in line
+    assert "no such network" in line and "config/python_neox_cpu.py" in line
     random_model(tmp_path / "still", llama3, rotary_pct=0.0)
     assert "rotary_pct above 0" in refused(tmp_path / "still")
     assert not list(tmp_path.glob("*.gguf*"))

@@ -1,8 +1,8 @@
 """A model as one GGUF file, which llama.cpp runs.
 
-    python tools/gguf.py out/python_cpu                  # out/python_cpu-f32.gguf
-    python tools/gguf.py out/python_cpu --dtype=q8_0 --out=small.gguf
-    llama-server -m out/python_cpu-f32.gguf -b 96        # completions; /infill for editors
+    python tools/gguf.py out/python_neox_cpu                  # out/python_neox_cpu-f32.gguf
+    python tools/gguf.py out/python_neox_cpu --dtype=q8_0 --out=small.gguf
+    llama-server -m out/python_neox_cpu-f32.gguf -b 96        # completions; /infill for editors
 
 It takes what sample.py takes. docs/LLAMA_CPP.md says what is exact and what is not.
 """
@@ -62,7 +62,7 @@ def architecture(model: NeoX) -> str:
     if getattr(c, "n_mix", 0):
         raise ValueError(
             "llama.cpp has no such network: it mixes no positions (n_mix); train a GPT-NeoX for it "
-            "with config/python_cpu.py, or complete code with serve.py"
+            "with config/python_neox_cpu.py, or complete code with serve.py"
         )
     try:
         if c.activation == "swiglu":

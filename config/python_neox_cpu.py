@@ -1,15 +1,12 @@
-# config/python_cpu.py with each position mixed with the two before it: 7 % fewer bits after 0.6M
-# tokens, but no fewer after all that five minutes hold (docs/RESULTS.md, "Five minutes, in turns").
-# GPT-NeoX has no such thing: transformers needs trust_remote_code=True, llama.cpp cannot load it.
+# config/python_cpu.py as a plain GPT-NeoX, which transformers, llama.cpp and others load as it is.
 # Data: python prepare/python.py --max_share=0.02 --max_kb=60 --tests=False --fim_rate=0.2 \
 #           --fim_context=256
 
 dataset = "python"
-out_dir = "out/python_mix_cpu"
+out_dir = "out/python_neox_cpu"
 n_layer, n_head, n_embd = 4, 4, 256
-n_mix, shared_norm = 2, True
 block_size = 256
-batch_size = 16
+batch_size = 16  # 4,096 tokens a step
 optimizer = "muon"
 lr, min_lr = 1.5e-2, 0.0
 lr_schedule = "linear"
