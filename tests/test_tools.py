@@ -26,7 +26,7 @@ import optim
 import train
 from model import NeoX, NeoXConfig
 from parts import configurator, fast, files, memory, plots, runs
-from tools import experiment, leaderboard, plan, trials
+from tools import experiment, ladder, leaderboard, plan, trials
 from tools.law import Law, fit
 
 # --- bench.py -------------------------------------------------------------------------------------
@@ -427,6 +427,17 @@ def test_a_law_is_found_again_and_foretells_four_times_the_compute():
             there = size, 4 * 8e13 / (6 * size)
             assert found.loss(*there) == pytest.approx(truth.loss(*there), rel=1e-3)
             assert noisy.loss(*there) == pytest.approx(truth.loss(*there), rel=0.02)
+
+
+def test_a_law_leaves_out_trainings_of_few_steps_if_enough_others_are_there():
+    def through(*steps):
+        points = [dict(steps=n, tokens=4096 * n, bits_per_byte=1 + 1 / n) for n in steps]
+        shapes, tokens, losses = ladder.fitted([f"shape {n}" for n in steps], points)
+        assert losses == [1 + 4096 / n for n in tokens]
+        return [int(shape.split()[1]) for shape in shapes]
+
+    assert through(33, 80, 109, 132, 149, 219, 259) == [80, 109, 132, 149, 219, 259]
+    assert through(33, 65, 80, 132, 149, 219, 259) == [33, 65, 80, 132, 149, 219, 259]
 
 
 def test_a_ladder_foretells_before_it_trains_and_goes_on_after_an_end(laboratory, tmp_path):

@@ -7,12 +7,13 @@ goes the law of Hoffmann et al. 2022 (https://arxiv.org/abs/2203.15556, eq. 2 an
     L(N, D) = E + A / N^alpha + B / D^beta     L bits per byte, N parameters, D tokens
 
 and from it follows, for any compute, which size to train and what it will reach. A training of 4
-times the compute of the largest ones tests that: its loss is predicted and recorded first.
+times the compute of the largest ones tests that: its loss is predicted and recorded first. Losses
+after fewer than 80 steps are left out, if six others are there.
 
 What it cannot know: a learning rate that suits each size better than the config's, tokens that are
 read twice (the law takes them for new ones), and chance: each point is one seed. The further away,
-the less the figures mean; the range beside each is what the law says when any one of the ten is
-left out.
+the less the figures mean; the range beside each is what the law says when any one loss is left
+out.
 """
 
 import dataclasses
@@ -38,6 +39,8 @@ FRACTIONS = 0.375, 0.5, 0.625, 0.75, 1.0  # of the config's width: what is train
 WIDER = np.geomspace(0.25, 8, 50)  # what may be predicted,
 HELD_BACK = WIDER[WIDER < 2]  # and be trained then: a law through chance may want anything
 MORE = 4  # times as much compute: the second training of a size, and the one that is held back
+FEW = 80  # steps: a loss after fewer says how a training begins, not where it goes
+NEEDED = 6  # trainings for a law, one more than it has numbers
 TIMED = 12  # steps that show how fast a size trains
 COUNTS = {  # what N may be: the one by which the law fits better is taken
     "computing": "all parameters but an input table of its own, which computes nothing",
@@ -99,6 +102,7 @@ class Ladder(TypedDict):
     """What a ladder adds to a record."""
 
     counted: str  # what N is
+    fitted: int  # through how many trainings the law goes
     law: dict[str, float]
     error: float  # mean error of the points, a share
     power: dict[str, float]  # the frontier as factor * (C / at)^-exponent, N ~ C^size
@@ -236,8 +240,7 @@ def climb(cfg, board: trials.Board) -> trials.Record:
         for shape in rungs:
             trained.append(train_shape(shape, flops, board, arguments, a_step))
     shapes = family(config, WIDER)
-    tokens = [point["tokens"] for point in trained]
-    laws = Laws(rungs * 2, tokens, [point["bits_per_byte"] for point in trained])
+    laws = Laws(*fitted(rungs * 2, trained))
     for shape, point in zip(rungs * 2, trained):
         point["n"] = getattr(shape, laws.count)
         point["by_law"] = laws.loss(shape, point["tokens"])
@@ -247,6 +250,16 @@ def climb(cfg, board: trials.Board) -> trials.Record:
     record["ladder"]["train_tokens"] = 0 if "stream" in dataset.meta else len(dataset.train)
     predict_then_train(cfg, board, record, near, arguments, a_step)
     return record
+
+
+def fitted(shapes: list[Shape], trained: list[Point]) -> tuple[list, list, list]:
+    """Through what the law goes: shapes, tokens, losses. Those of FEW steps or more, if NEEDED
+    such are there, else all."""
+    enough = [at for at, point in enumerate(trained) if point["steps"] >= FEW]
+    kept = enough if len(enough) >= NEEDED else range(len(trained))
+    points = [trained[at] for at in kept]
+    tokens, losses = ([point[key] for point in points] for key in ("tokens", "bits_per_byte"))
+    return [shapes[at] for at in kept], tokens, losses
 
 
 def first_compute(cfg, board, rungs: list[Shape], arguments: list[str], a_step: int) -> float:
@@ -284,8 +297,11 @@ def warn(cfg, rungs: list[Shape], compute: float, a_step: int):
         f"{2 * len(rungs)} trainings: {fewest:,} steps of {rungs[-1].name} to {MORE * most:,} of "
         f"{rungs[0].name}; then one of {MORE * MORE * compute:.2e} FLOPs"
     )
-    if fewest < 2 * cfg.warmup_iters:
-        tqdm.write(f"note: {cfg.warmup_iters} steps of warmup leave little of {fewest}")
+    if fewest < FEW:
+        tqdm.write(
+            f"note: {fewest} steps are too few for a law that foretells; give more --minutes, a "
+            "smaller model or smaller batches"
+        )
 
 
 def train_shape(shape: Shape, flops: float, board, arguments: list[str], a_step: int) -> Point:
@@ -330,6 +346,7 @@ def said_by(
     frontier = [(c, laws.best(shapes, c)) for c in np.geomspace(*ends, 80).tolist()]
     return dict(
         counted=COUNTS[laws.count],
+        fitted=len(laws.others),
         law=laws.law._asdict(),
         error=laws.error,
         power=laws.power(shapes, min(flops), held["flops"]),
@@ -350,7 +367,7 @@ def predict_then_train(
     trials.set_aside(file)
     trials.write_record(record, file)
     trials.append(report(record), notes)
-    print(prediction(held))
+    print(prediction(record["ladder"]))
     shape = next(shape for shape in shapes if shape.name == held["size"])
     held["result"] = train_shape(shape, held["flops"], board, arguments, a_step)["bits_per_byte"]
     trials.write_record(record, file)
@@ -370,12 +387,19 @@ def short(count: float) -> str:
     return f"{count / 1e6:,.2f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"
 
 
-def prediction(held: Held) -> str:
+def again(tokens: float, there: int) -> str:
+    """How often the text is read, where that is more than once. there: its tokens, 0 if they never
+    end."""
+    return f", {tokens / there:.1f} times the data" if there and tokens > there else ""
+
+
+def prediction(found: Ladder) -> str:
+    held = found["held"]
     return (
         f"- held back, predicted before it was trained: {held['size']}, "
-        f"{short(held['parameters'])} parameters, {held['steps']:,.0f} steps, "
-        f"{held['flops']:.2e} FLOPs: **{held['bits_per_byte']:.4f}** bits per byte "
-        f"({held['least']:.4f} to {held['most']:.4f})"
+        f"{short(held['parameters'])} parameters, {held['steps']:,.0f} steps"
+        f"{again(held['tokens'], found['train_tokens'])}, {held['flops']:.2e} FLOPs: "
+        f"**{held['bits_per_byte']:.4f}** bits per byte ({held['least']:.4f} to {held['most']:.4f})"
     )
 
 
@@ -395,14 +419,14 @@ def report(record: trials.Record) -> str:
         f"- command: `{record['command']}`",
         f"- machine: {record['machine']}; {found['speed'] / 1e9:,.1f} GFLOP/s in training",
         f"- law: L = {law['E']:.3f} + {law['A']:.4g} / N^{law['alpha']:.3f} + {law['B']:.4g} / "
-        f"D^{law['beta']:.3f} bits per byte. N: {found['counted']}; D: tokens. The trainings lie "
-        f"{found['error']:.2%} from it (mean)",
+        f"D^{law['beta']:.3f} bits per byte. N: {found['counted']}; D: tokens. It goes through the "
+        f"{found['fitted']} longest trainings, which lie {found['error']:.2%} from it (mean)",
         f"- frontier: L = {power['factor']:.3f} (C / {power['at']:.2e})^-{power['exponent']:.4f} "
         f"from {power['low']:.1e} to {power['high']:.1e} FLOPs, with parameters as "
         f"C^{power['size']:.2f}\n",
         trained_table(found["points"]),
         reach_table(found["reach"], found["train_tokens"]),
-        prediction(found["held"]),
+        prediction(found),
     ]
     lines += [outcome(found["held"])] if found["held"]["result"] is not None else []
     return "\n".join(lines) + "\n"
@@ -427,15 +451,12 @@ def trained_table(points: list[Point]) -> str:
 
 
 def reach_table(reach: list[Reach], there: int) -> str:
-    """there: tokens to train on, 0 if they never end."""
     columns = ["compute", "FLOPs", "train (layers x width)", "heads", "parameters", "tokens"]
     columns += ["steps", "bits per byte", "range"]
     rows = []
     for one in reach:
-        times = one["tokens"] / there if there else 0
-        again = f", {times:.1f} times the data" if times > 1 else ""
         row = [one["what"], f"{one['flops']:.2e}", one["size"], f"{one['heads']}"]
-        row += [short(one["parameters"]), short(one["tokens"]) + again]
+        row += [short(one["parameters"]), short(one["tokens"]) + again(one["tokens"], there)]
         row += [f"{one['steps']:,.0f}", f"{one['bits_per_byte']:.3f}"]
         rows.append([*row, f"{one['least']:.3f} to {one['most']:.3f}"])
     return trials.table(columns, rows)
