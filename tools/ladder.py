@@ -98,14 +98,35 @@ class Held(Reach):
     result: float | None  # bits per byte, when it has been trained
 
 
+class Numbers(TypedDict):
+    """Of the law."""
+
+    E: float
+    A: float
+    alpha: float
+    B: float
+    beta: float
+
+
+class Power(TypedDict):
+    """The frontier as factor * (C / at)^-exponent between two computes, N ~ C^size."""
+
+    factor: float
+    at: float
+    exponent: float
+    size: float
+    low: float
+    high: float
+
+
 class Ladder(TypedDict):
     """What a ladder adds to a record."""
 
     counted: str  # what N is
     fitted: int  # through how many trainings the law goes
-    law: dict[str, float]
+    law: Numbers
     error: float  # mean error of the points, a share
-    power: dict[str, float]  # the frontier as factor * (C / at)^-exponent, N ~ C^size
+    power: Power
     frontier: list[list[float]]  # FLOPs and bits per byte
     points: list[Point]
     reach: list[Reach]
@@ -196,7 +217,7 @@ class Laws:
             most=max(others),
         )
 
-    def power(self, shapes: list[Shape], low: float, high: float) -> dict[str, float]:
+    def power(self, shapes: list[Shape], low: float, high: float) -> Power:
         """The frontier between two computes as a power law (Kaplan et al. 2020,
         https://arxiv.org/abs/2001.08361): a straight line through the logarithms."""
         compute = np.geomspace(low, high, 60)
@@ -292,15 +313,15 @@ def warn(cfg, rungs: list[Shape], compute: float, a_step: int):
     """Say what is coming, and what would make it useless. Ends the script where nothing remains."""
     fewest, most = (round(compute / shape.flops / a_step) for shape in (rungs[-1], rungs[0]))
     if fewest < 2:
-        configurator.die(f"only {fewest} steps remain for {rungs[-1].name}; give more --minutes")
+        configurator.die(f"only {fewest} steps remain for {rungs[-1].name}; train for longer")
     tqdm.write(
         f"{2 * len(rungs)} trainings: {fewest:,} steps of {rungs[-1].name} to {MORE * most:,} of "
         f"{rungs[0].name}; then one of {MORE * MORE * compute:.2e} FLOPs"
     )
     if fewest < FEW:
         tqdm.write(
-            f"note: {fewest} steps are too few for a law that foretells; give more --minutes, a "
-            "smaller model or smaller batches"
+            f"note: {fewest} steps are too few for a law that foretells; train for longer, or take "
+            "a smaller model or smaller batches"
         )
 
 
@@ -380,6 +401,9 @@ def predict_then_train(
 def check(record: trials.Record):
     """ValueError if the record lacks what a ladder has."""
     check_shape(record.get("ladder"), "the record", Ladder)
+    for key in ("points", "frontier"):
+        if not record["ladder"][key]:
+            raise ValueError(f"the record is damaged: it has no {key}")
 
 
 def short(count: float) -> str:
@@ -404,7 +428,7 @@ def prediction(found: Ladder) -> str:
 
 
 def outcome(held: Held) -> str:
-    if held["result"] is None:
+    if not held["result"]:
         return "- and reached: not trained yet"
     error = held["bits_per_byte"] / held["result"] - 1
     return f"- and reached: **{held['result']:.4f}**; the prediction is off by {100 * error:+.2f} %"
@@ -413,14 +437,16 @@ def outcome(held: Held) -> str:
 def report(record: trials.Record) -> str:
     """The record in Markdown."""
     found = record["ladder"]
-    law, power = found["law"], found["power"]
+    law, power, through = found["law"], found["power"], "all"
+    if found["fitted"] < len(found["points"]):
+        through = f"the {found['fitted']} longest of the"
     lines = [
         f"### {record['date']}: {record['title']}\n",
         f"- command: `{record['command']}`",
         f"- machine: {record['machine']}; {found['speed'] / 1e9:,.1f} GFLOP/s in training",
         f"- law: L = {law['E']:.3f} + {law['A']:.4g} / N^{law['alpha']:.3f} + {law['B']:.4g} / "
-        f"D^{law['beta']:.3f} bits per byte. N: {found['counted']}; D: tokens. It goes through the "
-        f"{found['fitted']} longest trainings, which lie {found['error']:.2%} from it (mean)",
+        f"D^{law['beta']:.3f} bits per byte. N: {found['counted']}; D: tokens. It goes through "
+        f"{through} {len(found['points'])} trainings, {found['error']:.2%} off (mean)",
         f"- frontier: L = {power['factor']:.3f} (C / {power['at']:.2e})^-{power['exponent']:.4f} "
         f"from {power['low']:.1e} to {power['high']:.1e} FLOPs, with parameters as "
         f"C^{power['size']:.2f}\n",
