@@ -469,6 +469,17 @@ def test_a_ladder_foretells_before_it_trains_and_goes_on_after_an_end(laboratory
 
 
 @pytest.mark.parametrize(
+    "key, value", [("law", {}), ("power", {}), ("points", []), ("frontier", [])]
+)
+def test_a_damaged_ladder_takes_one_line(laboratory, tmp_path, key, value):
+    record = files.read_json(ROOT / "docs/records/ladder.json")
+    record["ladder"][key] = value
+    files.write_json(tmp_path / "damaged.json", record)
+    said = laboratory(f"--draw={tmp_path}/damaged.json", ok=False)
+    assert "the record is damaged" in said and key in said and said.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
     "mistake, said",
     [
         (["--try=--lr=1e-3"], "give --max_iters=N for equal tokens"),

@@ -454,7 +454,7 @@ def report(record: trials.Record) -> str:
         reach_table(found["reach"], found["train_tokens"]),
         prediction(found),
     ]
-    lines += [outcome(found["held"])] if found["held"]["result"] is not None else []
+    lines += [outcome(found["held"])] if found["held"]["result"] else []
     return "\n".join(lines) + "\n"
 
 
