@@ -320,7 +320,7 @@ def warn(cfg, rungs: list[Shape], compute: float, a_step: int):
     )
     if fewest < FEW:
         tqdm.write(
-            f"note: {fewest} steps are too few for a law that foretells; train for longer, or take "
+            f"note: {fewest} steps are too few for a law to rely on; train for longer, or take "
             "a smaller model or smaller batches"
         )
 
