@@ -5,7 +5,7 @@ RUN = .venv/bin/python
 .PHONY: quickstart test torture notebooks lint install clean
 
 quickstart: install  ## from nothing to completions of real Python: 6 to 8 minutes on 2 cores, no GPU
-	$(RUN) prepare/python.py --max_mb=100 --vocab_size=4096 --val_fraction=0.02 --max_share=0.02 --max_kb=60 --tests=False --fim_rate=0.2 --fim_context=256
+	$(RUN) prepare/python.py --max_mb=100 --vocab_size=4096 --val_fraction=0.02 --max_share=0.05 --max_kb=100 --tests=False --fim_rate=0.2 --fim_context=512
 	$(RUN) train.py config/python_cpu.py
 	$(RUN) sample.py --ckpt=out/python_cpu --prompt="def fibonacci(n):" --max_new_tokens=100
 	printf 'class Stack:\n    def push(self, item):' | $(RUN) sample.py --ckpt=out/python_cpu --prompt=- --max_new_tokens=100

@@ -3,10 +3,10 @@
 
 dataset = "go"
 out_dir = "out/go_cpu"
-n_layer, n_head, n_embd = 4, 4, 256
+n_layer, n_head, n_embd = 3, 2, 256
 n_mix, shared_norm = 2, True
-block_size = 256
-batch_size = 16  # 4,096 tokens a step
+block_size = 512
+batch_size = 8  # 4,096 tokens a step
 optimizer = "muon"
 lr, min_lr = 1.5e-2, 0.0
 lr_schedule = "linear"

@@ -1,12 +1,12 @@
 # config/python_cpu.py as a plain GPT-NeoX, which transformers, llama.cpp and others load as it is.
-# Data: python prepare/python.py --max_share=0.02 --max_kb=60 --tests=False --fim_rate=0.2 \
-#           --fim_context=256
+# Data: python prepare/python.py --max_share=0.05 --max_kb=100 --tests=False --fim_rate=0.2 \
+#           --fim_context=512
 
 dataset = "python"
 out_dir = "out/python_neox_cpu"
-n_layer, n_head, n_embd = 4, 4, 256
-block_size = 256
-batch_size = 16  # 4,096 tokens a step
+n_layer, n_head, n_embd = 3, 4, 256  # 2 heads, enough with n_mix, had 1 and 5 % more bits
+block_size = 512
+batch_size = 8  # 4,096 tokens a step
 optimizer = "muon"
 lr, min_lr = 1.5e-2, 0.0
 lr_schedule = "linear"

@@ -6,8 +6,8 @@
 
 dataset = "teacher"  # validated on clean text: data/python's
 out_dir = "out/teacher_cpu"
-n_layer, n_head, n_embd = 2, 4, 128  # 0.9M parameters, a fifth of the teacher's
-block_size = 128  # the teacher's context: its texts are no longer
+n_layer, n_head, n_embd = 2, 4, 128  # 0.9M parameters, a quarter of the teacher's
+block_size = 128  # a quarter of the teacher's context
 batch_size = 16  # 2,048 tokens a step, about a second of the teacher's writing
 optimizer = "muon"
 lr, min_lr = 1.5e-2, 0.0
