@@ -123,7 +123,7 @@ for trial in range(30):
 
 @pytest.mark.skipif(
     sys.platform != "linux",
-    reason="forks a process for each trial, and takes root's capabilities away",
+    reason="needs Linux: forks a process for each trial, and takes root's capabilities away",
 )
 def test_30_trials_of_kills_a_full_disk_a_read_only_folder_and_damaged_checkpoints(
     dataset, tmp_path

@@ -303,7 +303,7 @@ def test_a_run_with_n_mix_brings_its_class_which_we_ourselves_never_run(
     assert mine.read_text().endswith("# mine\n") and "and stays" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="git is not here")
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git on the PATH")
 def test_git_and_the_hub_are_told_to_leave_out_all_but_the_model(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     (folder / "wandb.json").write_text("{}")
